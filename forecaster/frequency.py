@@ -387,11 +387,19 @@ def _cached_period_end(timestamp: pd.Timestamp, _zone: Any, _unit: str, freq: st
         or isinstance(step, pd.offsets.BusinessDay)
         or (is_week and int(freq[:-1]) % 7 == 0 and timestamp.day_of_week > 0)
     )
+    wall_time, zone = timestamp.tz_localize(None), timestamp.tz
     if is_marked_by_last_day:
-        return timestamp.normalize() + pd.DateOffset(days=1)
-    end = add_steps(timestamp, freq, 1)
+        return _localize_one(wall_time.normalize() + pd.Timedelta(days=1), zone)
+    try:
+        end = add_steps(timestamp, freq, 1)
+    except ValueError:  # a clock change skips or repeats the local time of the end
+        end = _localize_one(add_steps(wall_time, freq, 1), zone)
     assert not isinstance(end, int)
     return end
+
+
+def _localize_one(wall_time: Any, zone: Any) -> pd.Timestamp:
+    return wall_time if zone is None else localize(pd.DatetimeIndex([wall_time]), zone)[0]
 
 
 def is_period_running(timestamp: Timestamp, freq: str, now: datetime) -> bool:

@@ -1,12 +1,15 @@
 """Progress of long work: named phases, their completed steps, and their results.
 
-Functions that take long accept a `Progress` and report to it; the caller decides what is shown. This class shows nothing.
+Functions that take long accept a `Progress` and report to it; the caller decides what is shown (`progress_display.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+_log = logging.getLogger(__name__)
 
 
 class Progress:
@@ -46,3 +49,41 @@ class Progress:
 
 
 NO_PROGRESS = Progress()
+
+
+class ShieldedProgress(Progress):
+    """Passes everything on to a display until that fails once; the work goes on without it.
+
+    Attributes:
+        display: The display; None after it failed, for example because standard error was closed.
+    """
+
+    def __init__(self, display: Progress) -> None:
+        self.display: Progress | None = display
+
+    def begin(self, name: str, total: int | None = None) -> None:
+        """A phase begins."""
+        self._pass_on(lambda display: display.begin(name, total))
+
+    def update(self, completed: int, detail: str = "") -> None:
+        """Sets the number of completed steps and the text beside it."""
+        self._pass_on(lambda display: display.update(completed, detail))
+
+    def report(self, result: str) -> None:
+        """States a result."""
+        self._pass_on(lambda display: display.report(result))
+
+    def end(self, *, failed: bool = False) -> None:
+        """The phase ends."""
+        self._pass_on(lambda display: display.end(failed=failed))
+
+    def _pass_on(self, call: Callable[[Progress], None]) -> None:
+        if self.display is None:
+            return
+        try:
+            call(self.display)
+        except Exception as error:  # of any kind: a display must not end a training
+            display, self.display = self.display, None
+            with suppress(Exception):
+                display.end(failed=True)  # a terminal gets its cursor back
+            _log.warning("The progress is no longer shown: %r.", error)

@@ -5,14 +5,16 @@ Each finished phase stays as one line with its result and its duration; the curr
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from forecaster.progress import Progress
+from forecaster.progress import Progress, ShieldedProgress
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -167,7 +169,7 @@ class TerminalProgress(DisplayedProgress):
             transient=True,
             redirect_stdout=False,
         )
-        self._live.start()
+        self._live.start(refresh=True)
 
     def end(self, *, failed: bool = False) -> None:
         """The phase ends, and stays as one line."""
@@ -249,7 +251,7 @@ class NotebookProgress(DisplayedProgress):
 
 
 def create_display(*, min_phase_s: float = 0.0) -> Progress:
-    """Creates the display that suits where the output goes.
+    """Creates the display that suits where the output goes; if it fails, the work goes on without it.
 
     In a notebook it is an output of the cell; if standard error is a terminal, a live display there (standard output may be
     redirected); otherwise it is a line of the log every few seconds.
@@ -257,6 +259,10 @@ def create_display(*, min_phase_s: float = 0.0) -> Progress:
     Args:
         min_phase_s: In a log, a phase that was shorter has no line at its end.
     """
+    return ShieldedProgress(_choose_display(min_phase_s))
+
+
+def _choose_display(min_phase_s: float) -> Progress:
     if _is_notebook():
         return NotebookProgress(_show_in_notebook)
     if sys.stderr is not None and sys.stderr.isatty():
@@ -265,6 +271,7 @@ def create_display(*, min_phase_s: float = 0.0) -> Progress:
         except ImportError:
             return LogProgress(min_phase_s=min_phase_s)
         console = Console(stderr=True)
+        console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]  # rich would end the process
         if console.is_terminal and not console.is_dumb_terminal:
             return TerminalProgress(console)
     return LogProgress(min_phase_s=min_phase_s)
@@ -300,6 +307,10 @@ def _make_row(console: Console) -> Table:
     row.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     row.add_column(justify="right", no_wrap=True, min_width=8)
     return row
+
+
+def _raise_broken_pipe() -> None:
+    raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def _is_notebook() -> bool:

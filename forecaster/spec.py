@@ -19,11 +19,12 @@ from pydantic import (
 from forecaster.errors import BadSpec, describe_field_error
 
 CellKind = Literal["gru", "lstm", "elman"]
-Scaling = Literal["none", "mean_abs", "standard", "last", "level_season"]
+Scaling = Literal["none", "mean_abs", "standard", "last", "level_season", "running"]
 Transform = Literal["none", "log"]
 HeadKind = Literal["point", "quantile", "gaussian", "student_t", "neg_binomial", "categorical"]
 PointLoss = Literal["mse", "mae", "huber"]
-BaselineKind = Literal["zero", "last", "seasonal_naive", "linear"]
+BaselineKind = Literal["zero", "last", "seasonal_naive", "linear", "mixture"]
+FeatureKind = Literal["values", "seasonal"]
 DecoderKind = Literal["rollout", "direct"]
 LearningRateSchedule = Literal["constant", "cosine"]
 LossWeighting = Literal["none", "seasonal_error"]
@@ -32,6 +33,8 @@ StatisticalModel = Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"]
 SpecName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 MAX_STEPS = 100_000  # of a context or a horizon
 StepCount = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+RUNNING_LAGS = 24  # latest values that the features of the running scale contain
+RUNNING_CYCLES = 5  # seasons that a running seasonal index averages
 DIVERGENCE_FACTOR = 1e4  # a forecast beyond this multiple of the history's largest scaled value has diverged
 
 
@@ -161,6 +164,12 @@ class TrainingSpec(_FrozenModel):
         description="blocks after the window that a rollout network predicts free running, on its own output, during training; "
         "the number rises step by step during the first half of training",
     )
+    origins: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="last segments of each window from which a direct decoder predicts during training",
+    )
     gradient_clip: float = Field(default=1.0, gt=0.0, description="maximum global norm of the gradient")
     patience: int = Field(
         default=0,
@@ -207,6 +216,11 @@ class Spec(_FrozenModel):
         description="log: scaled in logarithms (of an asinh, which is defined at zero), for multiplicative seasonality",
     )
     head: HeadSpec = HeadSpec()
+    features: FeatureKind = Field(
+        default="values",
+        description="what a step of the recurrence reads: the values of its segment; seasonal: the latest values without season, "
+        "what the last seasons forecast, and numbers that describe the past",
+    )
     lags: tuple[StepCount, ...] = Field(
         default=(), description="lags, in steps, of further values that are inputs of every step"
     )
@@ -279,6 +293,32 @@ class Spec(_FrozenModel):
                 "scaling: a model that reads the whole history keeps the scale of its first steps, and the last value of these "
                 "steps is not representative later; found last. Choose standard or mean_abs with base last, or reads window"
             )
+        needs_running = [
+            name
+            for name, is_chosen in {
+                "base mixture": self.base == "mixture",
+                "features seasonal": self.features == "seasonal",
+            }.items()
+            if is_chosen and self.scaling != "running"
+        ]
+        if needs_running:
+            raise ValueError(
+                f"scaling: {needs_running[0]} is defined in units of the running scale; found {self.scaling}. Choose running"
+            )
+        if self.scaling == "running" and (
+            self.transform == "log" or not self.head.is_shiftable or self.training.unroll
+        ):
+            raise ValueError(
+                "scaling: the running scale has no log transform, takes no head with a fixed support and is not unrolled; found "
+                f"transform {self.transform}, head {self.head.kind}, unroll {self.training.unroll}. Choose another scaling"
+            )
+        if self.training.origins > 1 and (
+            self.decoder != "direct" or self.training.origins > self.context // self.segment
+        ):
+            raise ValueError(
+                f"training.origins: expected at most one origin per segment of the context, for a direct decoder; found "
+                f"{self.training.origins} with decoder {self.decoder}. Leave origins out, or choose direct and a longer context"
+            )
         if self.training.refit and not self.training.valid_windows:
             raise ValueError(
                 "training.refit: there are no held-out steps to add; found valid_windows 0. Leave refit out, or hold a window out"
@@ -298,6 +338,16 @@ class Spec(_FrozenModel):
         if short_lags:
             raise ValueError(f"lags: expected at least the segment's {self.segment} steps, found {short_lags[0]}")
         return self
+
+    def to_identity_json(self) -> str:
+        """Returns the JSON that identifies the specification of a checkpoint.
+
+        Fields that version 0.1 did not have are left out at their defaults, so that its checkpoints remain valid.
+        """
+        exclude: dict[str, Any] = {"features": True} if self.features == "values" else {}
+        if self.training.origins == 1:
+            exclude["training"] = {"origins": True}
+        return self.model_dump_json(exclude=exclude)
 
     def override(
         self,
@@ -329,6 +379,11 @@ class Spec(_FrozenModel):
             raise BadSpec(f"{where} is not a valid model specification: {details}.", where=where) from error
 
 
+def running_lookback(season: int) -> int:
+    """Returns the number of latest values that the features and simple forecasts of the running scale read."""
+    return max(RUNNING_LAGS + 1, (RUNNING_CYCLES + 1) * season)
+
+
 class Layout(NamedTuple):
     """The sizes of a network's input and output.
 
@@ -355,13 +410,14 @@ class Layout(NamedTuple):
     @classmethod
     def from_spec(cls, spec: Spec, *, season: int) -> Self:
         """Returns the layout of the networks of a specification, for data with this season."""
-        baseline_steps = {"zero": 0, "last": 1, "seasonal_naive": season, "linear": season + 1}[spec.base]
-        lookback = max(1, baseline_steps, *spec.lags)
+        baseline_steps = {"zero": 0, "last": 1, "seasonal_naive": season, "linear": season + 1, "mixture": 1}[spec.base]
+        is_running = spec.scaling == "running"
+        lookback = max(running_lookback(season) if is_running else 1, baseline_steps, *spec.lags)
         return cls(
             segment=spec.segment,
             block=spec.block,
             lookback=lookback,
-            pre_context=0 if lookback == 1 else lookback,
+            pre_context=0 if lookback == 1 or is_running else lookback,
             context=spec.context,
             reads=spec.reads,
             num_targets=1 + len(spec.channels),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
+from forecaster import __version__
 from forecaster.errors import ForecasterError
 from forecaster.installation import EXTRA_OF_MODULE, describe_missing_module
 from pipelines.commands.backtest import backtest
@@ -36,6 +37,7 @@ from pipelines.commands.verify import verify
 
 app = App(
     name="forecaster",
+    version=__version__,
     help="Forecasts time series with recurrent networks: train, compare, promote, serve.\n\n"
     "- `forecaster train data.csv --horizon 12` fits and tests a model, and writes a bundle.\n"
     "- `forecaster forecast BUNDLE data.csv --plot forecast.png` forecasts with it.\n"

@@ -17,6 +17,9 @@ from typing import Any, NoReturn
 
 import pytest
 
+# A thread of MLflow's telemetry, which its import starts, imports parts of MLflow while the test does.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
 from tests import without_packages
 
 if without_packages.is_torch_installed():

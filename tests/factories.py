@@ -64,7 +64,7 @@ def make_fitted_model(spec: Spec, *, seed: int = 1) -> FittedModel:
 def teacher_forced_predictions(network: Regressor, window: Window, state: RolloutState) -> tuple[Tensor, RolloutState]:
     """Returns the scaled prediction at each step for the next step (segment 1, point head), and the final rollout state."""
     assert network.segment == 1
-    outputs, targets, final_state = run_over_window(network, window, state)
+    outputs, targets, final_state, _ = run_over_window(network, window, state)
     recent = targets.unfold(1, network.lookback, 1)[:, 1 : outputs.shape[1] + 1]
     return network.head.mean(network.decode(outputs, recent, None))[:, :, 0], final_state
 

@@ -45,6 +45,7 @@ MODULES_WITH_RECORDS = [
     "forecaster.engines.kernel",
     "forecaster.model.recurrent",
     "forecaster.model.rollout",
+    "forecaster.model.running",
     "forecaster.model.scaling",
     "forecaster.explain.trace",
     "forecaster.statistical.models",

@@ -311,13 +311,17 @@ def _onnx_file_names(spec: Spec) -> tuple[str, ...]:
 def _export_onnx_models(fitted_model: FittedModel, golden: GoldenFile) -> tuple[bytes, ...]:
     """Exports the rollout of each member as an ONNX model.
 
-    Returns none if onnx is not installed, if the weights are too large, or if the models do not reproduce the golden forecasts.
+    Returns none if onnx is not installed, if the weights are too large, for networks with a running scale, or if the models do
+    not reproduce the golden forecasts.
     """
     if find_spec("onnx") is None:
         return ()
     size = max(sum(parameter.nbytes for parameter in network.parameters()) for network in fitted_model.networks)
     if size > files.max_bytes(ONNX_FILE) // 4:  # an ONNX model contains some weights several times
         log.warning("the bundle is written without %s: with %d bytes of weights it would be too large", ONNX_FILE, size)
+        return ()
+    if fitted_model.spec.scaling == "running":
+        log.info("the bundle is written without %s: the running scale has no graph", ONNX_FILE)
         return ()
     from forecaster.engines.onnx.export import export_onnx
 

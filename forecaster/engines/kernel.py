@@ -171,7 +171,7 @@ def build_kernel_engine(
     """Builds the kernel engine of a network; returns None without a kernel, or if it does not support the network.
 
     A supported (plain) network reads values only and has a shiftable head, whose point forecast is the first of its parameters.
-    It has no direct decoder, dilation, residual layer, baseline or log transform, and its weights are float32.
+    It has no direct decoder, dilation, residual layer, baseline, running scale or log transform, and its weights are float32.
 
     Args:
         spec: Specification of the network.
@@ -186,6 +186,7 @@ def build_kernel_engine(
     lanes = 0 if library is None else library.lanes()
     reads_values_only = not (num_features or spec.lags or spec.channels or network.residual or spec.decoder == "direct")
     has_simple_output = spec.base == "zero" and spec.transform == "none" and spec.head.is_shiftable
+    has_simple_output = has_simple_output and spec.scaling != "running"
     is_float32 = all(array.dtype == np.float32 for array in weights.values())
     if not (lanes and reads_values_only and has_simple_output and set(network.layer_dilations) == {1} and is_float32):
         return None

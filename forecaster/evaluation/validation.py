@@ -17,6 +17,7 @@ from forecaster.data.windows import Example, Window, build_window, stack_targets
 from forecaster.metrics import nanmean, seasonal_error
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import RolloutState, roll_out, run_over_window, target_scale, warm_up
+from forecaster.model.running import RunningScale
 from forecaster.series import Series
 from forecaster.shapes import Float, Float64, Int
 from forecaster.spec import DIVERGENCE_FACTOR
@@ -51,13 +52,13 @@ def score_batch(network: Regressor, batch: ValidationBatch) -> ValidationScores:
     actual, channels = unstack_targets(
         functional.pad(targets, (0, steps - horizon), value=torch.nan), num_targets=network.num_targets
     )
-    params = _teacher_forced_params(network, rollout_state, Window(actual, padded_covariates, channels=channels))[
-        :, :horizon
-    ]
+    params, (level, unit) = _teacher_forced_params(
+        network, rollout_state, Window(actual, padded_covariates, channels=channels), steps=horizon
+    )
     target_units, missing = target_scale(network, rollout_state.scale), future.isnan()
-    target = target_units.apply(future, time=rollout_state.time)
+    target = (target_units.apply(future, time=rollout_state.time) - level) / unit
     losses = network.head.loss(params, target.masked_fill(missing, 0.0)).masked_fill(missing, torch.nan)
-    forced_means = target_units.undo(network.head.mean(params), time=rollout_state.time)
+    forced_means = target_units.undo(level + unit * network.head.mean(params), time=rollout_state.time)
     # A diverged forecast (NaN) counts with a large error.
     rollout_errors = ((rolled - future).abs() / scale[:, None]).masked_fill(rolled.isnan(), DIVERGENCE_FACTOR)
     return ValidationScores(
@@ -68,21 +69,29 @@ def score_batch(network: Regressor, batch: ValidationBatch) -> ValidationScores:
 
 
 def _teacher_forced_params(
-    network: Regressor, rollout_state: RolloutState, actual: Window
-) -> Float[Tensor, "row step param"]:
-    """Returns the head's parameters for every block of y, each given all actuals before the block.
+    network: Regressor, rollout_state: RolloutState, actual: Window, *, steps: int
+) -> tuple[Float[Tensor, "row step param"], RunningScale]:
+    """Returns the head's parameters for `steps` steps of y, each given all actuals before its block, and their level and unit.
 
     One pass suffices, as nothing is fed back.
     """
     block, output, recent = network.block, rollout_state.output[:, None], rollout_state.recent[:, None]
+    statistics = None if rollout_state.statistics is None else rollout_state.statistics[:, None]
     if actual.values.shape[1] > block:
-        outputs, targets, _ = run_over_window(network, actual.slice_steps(slice(-block)), rollout_state)
+        outputs, targets, _, later = run_over_window(network, actual.slice_steps(slice(-block)), rollout_state)
         stride = block // network.segment
         output = torch.cat([output, outputs[:, stride - 1 :: stride]], dim=1)
         recent = targets.unfold(1, network.lookback, 1)[:, ::block]
+        if statistics is not None and later is not None:
+            statistics = torch.cat([statistics, later[:, stride - 1 :: stride]], dim=1)
     covariates = actual.covariates
     blocks = None if covariates is None else covariates.reshape(len(covariates), -1, block, covariates.shape[2])
-    return network.decode(output, recent, blocks)[:: network.num_targets].flatten(1, 2)
+    params = network.decode(output, recent, blocks, statistics)[:: network.num_targets].flatten(1, 2)
+    scale = (
+        part[:: network.num_targets].repeat_interleave(block, dim=1)[:, :steps]
+        for part in network.measure_units(recent, statistics)
+    )
+    return params[:, :steps], RunningScale(*scale)
 
 
 def compute_exposure_gap(networks: Sequence[Regressor], batches: Sequence[ValidationBatch]) -> float:

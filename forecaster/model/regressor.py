@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from forecaster.model import baseline
+from forecaster.model import baseline, running
 from forecaster.model.heads import Head, create_head
 from forecaster.model.recurrent import RecurrentStack, RecurrentState, run_cell
-from forecaster.shapes import Bool, Float, Int
+from forecaster.shapes import Bool, Float, Float64, Int
 from forecaster.spec import Layout, Spec
 
 _SEGMENT_EMBEDDING_SIZE = 16  # size of the direct decoder's embedding of each segment position in the block
@@ -45,8 +45,15 @@ class Regressor(nn.Module):
             nn.Embedding(cardinality + 1, size, padding_idx=0)
             for cardinality, size in zip(static_cardinalities, sizes, strict=True)
         )
-        features_per_step = self.num_targets * (2 + len(spec.lags)) + num_covariates
-        self.recurrent = RecurrentStack(spec.network, input_size=spec.segment * features_per_step + sum(sizes))
+        self.is_running, self.features = spec.scaling == "running", spec.features
+        features_per_target = (
+            spec.segment * (2 + len(spec.lags))
+            if spec.features == "values"
+            else running.num_features(block=spec.block) + spec.segment * len(spec.lags)
+        )
+        input_size = self.num_targets * features_per_target + spec.segment * num_covariates + sum(sizes)
+        self.recurrent = RecurrentStack(spec.network, input_size=input_size)
+        self.origins = spec.training.origins
         self.num_covariates, self.is_direct = num_covariates, spec.decoder == "direct"
         self.places = nn.Parameter(
             torch.randn(spec.block // spec.segment, _SEGMENT_EMBEDDING_SIZE if self.is_direct else 0)
@@ -54,9 +61,11 @@ class Regressor(nn.Module):
         )
         decoder_input_size = self.places.shape[1] + spec.segment * num_covariates
         self.decoder = nn.GRUCell(decoder_input_size, hidden) if decoder_input_size else None
-        self.output = nn.Linear(hidden, self.num_targets * spec.segment * self.head.num_params)
-        if (
-            spec.base != "zero" or spec.scaling == "level_season"
+        self.num_weights = running.NUM_FORECASTS if spec.base == "mixture" else 0
+        self.output = nn.Linear(hidden, self.num_targets * spec.segment * (self.head.num_params + self.num_weights))
+        if spec.base != "zero" or spec.scaling in (
+            "level_season",
+            "running",
         ):  # an untrained network predicts its baseline, or level and season
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
@@ -82,6 +91,7 @@ class Regressor(nn.Module):
         observed: Bool[Tensor, "row_target step"],
         filled_values: Float[Tensor, "row_target back_and_step"],
         covariates: Float[Tensor, "row step covariate"] | None,
+        statistics: Float64[Tensor, "row_target segment statistic"] | None = None,
     ) -> Float[Tensor, "row segment feature"]:
         """Builds the input of each recurrence step: values (0 where missing), their mask, lags and covariates.
 
@@ -93,10 +103,20 @@ class Regressor(nn.Module):
         shape = (len(values), -1, self.segment)
         parts = [values.reshape(shape), observed.reshape(shape).float()]
         segments = parts[0].shape[1]
+        lags: list[Tensor] = []
         if self.lags:
             segment_ends = self.lookback + self.segment * torch.arange(1, segments + 1, device=values.device)
             slices = filled_values.unfold(1, self.segment, 1)
-            parts += [slices[:, segment_ends - lag] for lag in self.lags]
+            lags = [slices[:, segment_ends - lag] for lag in self.lags]
+        if statistics is not None:
+            recent = filled_values.unfold(1, self.lookback, 1)[:, self.segment :: self.segment]
+            level, unit = (part[..., None] for part in self.measure_units(recent, statistics))
+            lags = [(lag - level) / unit for lag in lags]
+            if self.features == "seasonal":
+                parts = [running.view_past(recent, statistics, season=self.season, block=self.block).features]
+            else:
+                parts[0] = (parts[0] - level) / unit * parts[1]
+        parts += lags
         if self.num_targets > 1:
             per_target = torch.cat(parts, dim=-1)
             parts = [per_target.reshape(-1, self.num_targets, segments, per_target.shape[2]).transpose(1, 2).flatten(2)]
@@ -123,8 +143,11 @@ class Regressor(nn.Module):
         output: Float[Tensor, "row *axes hidden"],
         recent: Float[Tensor, "row_target *axes back"],
         future_covariates: Float[Tensor, "row *axes step covariate"] | None,
+        statistics: Float64[Tensor, "row_target *axes statistic"] | None = None,
     ) -> Float[Tensor, "row_target *axes step param"]:
         """Returns the head's parameters for the next `block` steps, given the recurrence's output and the latest values.
+
+        They are in the scaled units of the row or, with statistics, in those of the running scale (see `measure_units`).
 
         Each segment of the block gets one more step of the recurrence's output, with the segment's embedding and its
         covariates as inputs (as in the parallel decoder of Lin et al. 2023). Without such inputs the output is used as is.
@@ -142,10 +165,29 @@ class Regressor(nn.Module):
         raw: Tensor = self.output(hidden)
         if self.num_targets > 1:
             raw = raw.reshape(*axes, count, self.num_targets, -1).movedim(-2, 1)
-        raw = raw.reshape(*recent.shape[:-1], self.block, self.head.num_params)
+        raw = raw.reshape(*recent.shape[:-1], self.block, self.head.num_params + self.num_weights)
         if self.base == "zero":
             return raw
-        return self.head.shift(raw, baseline.baseline_forecast(self.base, recent, season=self.season, steps=self.block))
+        if self.base == "mixture":
+            assert statistics is not None, "a mixture is in units of the running scale"
+            view = running.view_past(recent, statistics, season=self.season, block=self.block)
+            mixture = running.combine_forecasts(raw[..., self.head.num_params :], view.forecasts)
+            return self.head.shift(raw[..., : self.head.num_params], mixture)
+        offset = baseline.baseline_forecast(self.base, recent, season=self.season, steps=self.block)
+        if statistics is not None:
+            level, unit = (part[..., None] for part in self.measure_units(recent, statistics))
+            offset = (offset - level) / unit
+        return self.head.shift(raw, offset)
+
+    def measure_units(
+        self,
+        recent: Float[Tensor, "row_target *axes back"],
+        statistics: Float64[Tensor, "row_target *axes statistic"] | None,
+    ) -> running.RunningScale:
+        """Returns the level and the unit, in scaled units, that the outputs of `decode` refer to; 0 and 1 unless they run."""
+        if statistics is None:
+            return running.RunningScale(torch.zeros_like(recent[..., 0]), torch.ones_like(recent[..., 0]))
+        return running.measure_running_scale(recent, statistics, season=self.season)
 
 
 def build_network(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from forecaster.data.windows import Window
+from forecaster.model import running
 from forecaster.model.recurrent import RecurrentState
 from forecaster.model.regressor import Regressor
 from forecaster.model.scaling import Scale, measure_scale, settle_scale
@@ -19,7 +20,7 @@ from forecaster.shapes import Bool, Float, Float64, Int
 from forecaster.spec import DIVERGENCE_FACTOR
 
 _ROW_FIELDS = ("output", "static")
-_TARGET_FIELDS = ("recent", "begun", "bound")
+_TARGET_FIELDS = ("recent", "begun", "bound", "statistics")
 # Over all rows, in one pass of the recurrence; bounds the memory that long histories take.
 MAX_SEGMENTS_AT_ONCE = 1 << 18
 
@@ -38,6 +39,7 @@ class RolloutState(NamedTuple):
         bound: Scaled values beyond it count as diverged; it grows with the values read.
         time: Steps read since the row began.
         static: Embeddings of the row's static categories.
+        statistics: Sums over all steps read, for the running scale; None for a scale that is measured once.
     """
 
     recurrent_state: RecurrentState
@@ -48,6 +50,7 @@ class RolloutState(NamedTuple):
     bound: Float[Tensor, "row_target"]
     time: int
     static: Float[Tensor, "row group"]
+    statistics: Float64[Tensor, "row_target statistic"] | None = None
 
 
 class EncodedInputs(NamedTuple):
@@ -58,12 +61,14 @@ class EncodedInputs(NamedTuple):
         mask: Whether the row has been observed by the end of each segment.
         started: Whether the target has been observed by each step.
         filled_values: The values before the first segment and those read, scaled, gaps filled.
+        statistics: Those of the running scale after each segment; None for a scale that is measured once.
     """
 
     inputs: Float[Tensor, "row segment feature"]
     mask: Bool[Tensor, "row segment"]
     started: Bool[Tensor, "row_target step"]
     filled_values: Float[Tensor, "row_target back_and_step"]
+    statistics: Float64[Tensor, "row_target segment statistic"] | None
 
 
 class WindowPass(NamedTuple):
@@ -73,11 +78,13 @@ class WindowPass(NamedTuple):
         outputs: Output of the recurrence after each segment.
         filled_values: The values before the first segment and those read, scaled, gaps filled.
         state: State after the last segment.
+        statistics: Those of the running scale after each segment; None for a scale that is measured once.
     """
 
     outputs: Float[Tensor, "row segment hidden"]
     filled_values: Float[Tensor, "row_target back_and_step"]
     state: RolloutState
+    statistics: Float64[Tensor, "row_target segment statistic"] | None = None
 
 
 class DecodedBlock(NamedTuple):
@@ -127,6 +134,7 @@ def start_rollout(model: Regressor, window: Window, *, scale: Scale | None = Non
         bound=scale.divergence_bound(zero + (model.transform == "none"), factor=DIVERGENCE_FACTOR),
         time=0,
         static=model.embed_static(window.static, rows=rows),
+        statistics=values.new_zeros(len(values), running.NUM_STATISTICS) if model.is_running else None,
     )
     return state, remaining
 
@@ -169,7 +177,14 @@ def _encode_scaled(
     filled_values = torch.cat([rollout_state.recent, filled], dim=1)
     started = (~missing).cummax(1).values | rollout_state.begun[:, None]
     mask = started.reshape(len(rollout_state.output), model.num_targets, -1, model.segment).any(dim=(1, 3))
-    return EncodedInputs(model.encode(values, ~missing, filled_values, covariates), mask, started, filled_values)
+    statistics = None
+    if rollout_state.statistics is not None:
+        by_step = running.update_statistics(
+            rollout_state.statistics, filled_values, started, missing, season=model.season
+        )
+        statistics = by_step[:, model.segment - 1 :: model.segment]
+    inputs = model.encode(values, ~missing, filled_values, covariates, statistics)
+    return EncodedInputs(inputs, mask, started, filled_values, statistics)
 
 
 def _run_recurrence(model: Regressor, encoded: EncodedInputs, rollout_state: RolloutState) -> WindowPass:
@@ -183,8 +198,9 @@ def _run_recurrence(model: Regressor, encoded: EncodedInputs, rollout_state: Rol
         recent=encoded.filled_values[:, encoded.filled_values.shape[1] - model.lookback :],
         begun=encoded.started[:, -1],
         time=rollout_state.time + encoded.started.shape[1],
+        statistics=None if encoded.statistics is None else encoded.statistics[:, -1],
     )
-    return WindowPass(outputs, encoded.filled_values, next_state)
+    return WindowPass(outputs, encoded.filled_values, next_state, encoded.statistics)
 
 
 def warm_up(model: Regressor, window: Window, rollout_state: RolloutState | None = None) -> RolloutState:
@@ -210,7 +226,7 @@ def select_rows(rollout_state: RolloutState, rows: Int[Tensor, "row"]) -> Rollou
     hidden, cell = rollout_state.recurrent_state
     state = RecurrentState(hidden[:, rows], None if cell is None else cell[:, rows])
     fields: dict[str, Any] = {name: getattr(rollout_state, name)[rows] for name in _ROW_FIELDS}
-    fields |= {name: getattr(rollout_state, name)[indices] for name in _TARGET_FIELDS}
+    fields |= {name: part[indices] for name in _TARGET_FIELDS if (part := getattr(rollout_state, name)) is not None}
     return rollout_state._replace(
         recurrent_state=state, scale=Scale(*(part[indices] for part in rollout_state.scale)), **fields
     )
@@ -222,7 +238,9 @@ def concat_states(states: Sequence[RolloutState]) -> RolloutState:
     cells = [state.recurrent_state.cell for state in states if state.recurrent_state.cell is not None]
     scale = Scale(*(torch.cat(parts) for parts in zip(*(state.scale for state in states), strict=True)))
     fields: dict[str, Any] = {
-        name: torch.cat([getattr(state, name) for state in states]) for name in (*_ROW_FIELDS, *_TARGET_FIELDS)
+        name: torch.cat([getattr(state, name) for state in states])
+        for name in (*_ROW_FIELDS, *_TARGET_FIELDS)
+        if getattr(states[0], name) is not None
     }
     return states[0]._replace(
         recurrent_state=RecurrentState(hidden, torch.cat(cells, dim=1) if cells else None), scale=scale, **fields
@@ -232,7 +250,9 @@ def concat_states(states: Sequence[RolloutState]) -> RolloutState:
 def repeat_state(rollout_state: RolloutState, *, copies: int) -> RolloutState:
     """Repeats the state of a single row, so that `copies` rollouts can fork from it."""
     rows: dict[str, Any] = {
-        name: _repeat_rows(getattr(rollout_state, name), copies) for name in (*_ROW_FIELDS, *_TARGET_FIELDS)
+        name: _repeat_rows(part, copies)
+        for name in (*_ROW_FIELDS, *_TARGET_FIELDS)
+        if (part := getattr(rollout_state, name)) is not None
     }
     hidden, cell = rollout_state.recurrent_state
     state = RecurrentState(
@@ -293,8 +313,11 @@ def blocks(
     for first in range(0, count * model.block, model.block):
         span = slice(first, first + model.block)
         covariates = None if future_covariates is None else future_covariates[:, span]
-        params = model.decode(rollout_state.output, rollout_state.recent, covariates)
+        params = model.decode(rollout_state.output, rollout_state.recent, covariates, rollout_state.statistics)
         block = model.head.mean(params) if noise is None else model.head.sample(params, noise[:, span])
+        if rollout_state.statistics is not None:
+            level, unit = model.measure_units(rollout_state.recent, rollout_state.statistics)
+            block = level[:, None] + unit[:, None] * block
         block = block.reshape(shape)
         valid = (valid & (block.abs() <= bound).all(1)).cummin(1).values
         feedback = block.where(valid[:, None, -1:] & active, 0.0).flatten(0, 1)

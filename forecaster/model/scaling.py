@@ -89,7 +89,9 @@ def measure_scale(
     their +1, so that the forecast scales with the data); `standard` subtracts the mean and divides by the population
     standard deviation; `last` subtracts the last observed value instead (Lin et al. 2023); `level_season` subtracts the
     level of the last season and a seasonal profile (centered means by phase of the residuals of a linear trend), and
-    divides by the standard deviation of the rest. A row that is all missing or all zero has width 0 (1 for `none`).
+    divides by the standard deviation of the rest; `running` subtracts the first observed value and divides by the first change
+    from it, and level and unit are measured at every step (`forecaster.model.running`). A row that is all missing or all zero
+    has width 0 (1 for `none`).
 
     With the log transform, shift and profile are measured in logarithms and the width is LOG_WIDTH, so that a nearly
     constant row is not magnified.
@@ -104,6 +106,8 @@ def measure_scale(
         return Scale(zero, zero + 1, zero_profile, no_size)
     observed = ~values.isnan()
     filled = values.masked_fill(~observed, 0.0)
+    if scaling == "running":
+        return _measure_first_change(filled, observed)
     if scaling == "mean_abs":
         return Scale(zero, filled.abs().sum(1) / observed.sum(1).clamp(min=1), zero_profile, no_size)
     if scaling == "level_season":
@@ -184,6 +188,18 @@ def _mean_and_std(filled: Tensor, observed: Tensor) -> tuple[Float64[Tensor, "ro
 def _last_observed_index(observed: Tensor) -> Tensor:
     steps = torch.arange(observed.shape[1], device=observed.device)
     return torch.where(observed, steps, 0).amax(1, keepdim=True)
+
+
+def _measure_first_change(filled: Tensor, observed: Tensor) -> Scale:
+    """Returns the first observed value as shift, and the size of the first change from it as width.
+
+    Every scaled value before that change is 0 for any width, so this scale depends on the past alone.
+    """
+    first = filled.gather(1, observed.int().argmax(1, keepdim=True))
+    distance = (filled - first).abs()
+    is_other = observed & (distance > WIDTH_TOLERANCE * first.abs())
+    width = (distance * is_other).gather(1, is_other.int().argmax(1, keepdim=True))
+    return Scale(first[:, 0], width[:, 0], torch.zeros_like(first), first[:, :0])
 
 
 def _measure_level_season(filled: Tensor, observed: Tensor, season: int) -> Scale:

@@ -19,7 +19,7 @@ from forecaster.model.scaling import Scale, settle_scale
 from forecaster.series import Series
 
 _SCALE_FIELDS = ("shift", "width", "profile", "size")
-_STATE_FIELDS = ("output", "recent", "begun", "bound", "static")
+_STATE_FIELDS = ("output", "recent", "begun", "bound", "static", "statistics")  # the last one only with a running scale
 
 
 def scale_settled_at(network: Regressor, inputs: RolloutInput) -> int:
@@ -102,7 +102,7 @@ def state_from_arrays(arrays: StateArrays, device: str) -> RolloutState:
         recurrent_state=RecurrentState(tensors["hidden"], tensors.get("cell")),
         scale=Scale(*(tensors[name] for name in _SCALE_FIELDS)),
         time=int(arrays["time"][0]),
-        **{name: tensors[name] for name in _STATE_FIELDS},
+        **{name: tensors[name] for name in _STATE_FIELDS if name in tensors},
     )
 
 

@@ -36,7 +36,12 @@ class ScaledRange(NamedTuple):
 
 
 def learn_scaled_range(panel: Panel, spec: Spec, *, season: int) -> ScaledRange | None:
-    """Returns the range over windows that overlap by half, or over whole series if the network reads them."""
+    """Returns the range over windows that overlap by half, or over whole series if the network reads them.
+
+    None for a running scale: what the network reads is in its range for any series.
+    """
+    if spec.scaling == "running":
+        return None
     windows = [
         window
         for series in panel.series

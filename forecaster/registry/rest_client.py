@@ -124,8 +124,7 @@ class RestClient:
                 return response
             url = urljoin(url, response.location)
             target = urlsplit(url)
-            # The credentials are sent to no other host, and not without encryption.
-            if target.hostname != address.hostname or target.scheme not in ("https", address.scheme):
+            if not _is_same_server(address, target):  # the credentials are sent to no other one
                 break
         raise RegistryError(
             f"Expected {where} to respond; it redirects to '{redact_addresses(url)}'. Set the address of the registry to the "
@@ -160,7 +159,7 @@ class RestClient:
         try:
             connection.connect()
             connected.append(connection.sock)
-            connection.request("GET", f"{address.path}?{address.query}", headers=dict(self._headers))
+            connection.request("GET", f"{address.path or '/'}?{address.query}", headers=dict(self._headers))
             response = connection.getresponse()
             body = response.read(_MAX_RESPONSE_BYTES + 1)
             if expired.is_set():
@@ -175,6 +174,15 @@ class RestClient:
         finally:
             timer.cancel()
             connection.close()
+
+
+def _is_same_server(address: SplitResult, target: SplitResult) -> bool:
+    """Whether a redirect stays at host and port; it may turn http into https, on the usual ports too."""
+    if target.hostname != address.hostname or target.scheme not in ("https", address.scheme):
+        return False
+    usual_ports = {"http": 80, "https": 443}
+    port, target_port = (each.port or usual_ports[each.scheme] for each in (address, target))
+    return target_port == port or (address.scheme, port, target.scheme, target_port) == ("http", 80, "https", 443)
 
 
 def _read_authorization(environ: Mapping[str, str]) -> str | None:
@@ -224,7 +232,7 @@ def _parse_object(body: bytes) -> dict[str, Any]:
 
 def _parse_version(fields: Mapping[str, Any], where: str) -> BundleVersion:
     try:
-        tags = {str(tag["key"]): str(tag.get("value", "")) for tag in fields.get("tags", ())}
+        tags = {str(tag["key"]): str(tag.get("value", "")) for tag in fields.get("tags") or ()}
         return BundleVersion.from_tags(
             str(fields["name"]), str(fields["version"]), tags, run_id=str(fields.get("run_id") or "") or None
         )

@@ -77,7 +77,7 @@ def fit(
         accelerator: "auto" uses a GPU where there is one; or another name that Lightning's Trainer accepts.
         devices: One device, as Lightning's Trainer accepts it: "1", or "2," for the one with the index 2.
         progress: Its current phase receives the optimiser steps, of which there are `spec.training.steps` at most.
-        label: The beginning of the text beside these steps.
+        label: The end of the text beside these steps.
         steps_per_chunk: The most optimiser steps between two callback calls of Lightning. It changes no weight.
     Raises:
         HistoryTooShort, NonFiniteLoss, CheckpointMismatch; BadSpec where `initial` is of a different network.
@@ -245,7 +245,7 @@ def _load_initial_weights(initial: FittedModel, networks: Sequence[Regressor]) -
 
 def fit_digest(panel: Panel, spec: Spec, initial: FittedModel | None = None) -> str:
     """Identifies a fit by its data, its specification and its initial weights, which determine the result."""
-    inputs = f"{panel.digest}{spec.model_dump_json()}".encode()
+    inputs = f"{panel.digest}{spec.to_identity_json()}".encode()
     weights = (
         [] if initial is None else [value for member in initial.networks for value in member.state_dict().values()]
     )

@@ -2,14 +2,19 @@
 
 Lightning imports torch's compiler to recognise compiled modules, and all of torchmetrics, with scipy, for one base class. Here
 neither is imported before somebody uses it. All modules of a training import Lightning from this one.
+
+Other code of the process does not notice: `torch._dynamo` has a placeholder during the import alone, and only for the thread that
+imports; `torchmetrics` is the module itself, which runs the rest of its code when an attribute is used that it does not have yet.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,40 +26,109 @@ from typing import Any
 _COMPILER, _METRICS = "torch._dynamo", "torchmetrics"
 
 
-class _CompiledModuleType(type):
-    """The type of `_CompiledModule`."""
+class _UnimportedType(type):
+    """The type of a class that stands for one of a module that may not be imported yet."""
+
+    module: str
+    name: str
 
     def __instancecheck__(cls, instance: object) -> bool:
-        """Whether an object is a compiled module; there is none before torch's compiler is imported."""
-        compiler = sys.modules.get(_COMPILER)
-        return compiler is not None and isinstance(instance, compiler.OptimizedModule)
+        """Whether an object is an instance of the real class; there is none before its module is imported."""
+        real = getattr(sys.modules.get(cls.module), cls.name, None)
+        return isinstance(real, type) and real is not cls and isinstance(instance, real)
 
 
-class _CompiledModule(metaclass=_CompiledModuleType):
-    """Stands for `torch._dynamo.OptimizedModule`."""
+class _OptimizedModule(metaclass=_UnimportedType):
+    """Stands for the class of compiled modules."""
+
+    module, name = _COMPILER, "OptimizedModule"
 
 
-def _leave_unchanged(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
-    """Stands for `torch._dynamo.disable`, for functions that are never compiled."""
-    return function
+class _Axes(metaclass=_UnimportedType):
+    """Stands for the class of the axes in which torchmetrics draws."""
+
+    module, name = "matplotlib.axes", "Axes"
+
+
+def _disable_when_imported(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+    """Stands for `torch._dynamo.disable`: excludes a function from compilation, which cannot begin before the import."""
+    if not callable(function):
+        raise TypeError("Expected a function to exclude from compilation.")
+    disabled: list[Callable[..., Any]] = []
+
+    @functools.wraps(function)
+    def call(*call_args: Any, **call_kwargs: Any) -> Any:
+        if _COMPILER not in sys.modules:
+            return function(*call_args, **call_kwargs)
+        if not disabled:
+            disabled.append(importlib.import_module(_COMPILER).disable(function, *args, **kwargs))
+        return disabled[0](*call_args, **call_kwargs)
+
+    return call
+
+
+class _CompilerPlaceholder(types.ModuleType):
+    """Stands for torch's compiler in the thread that imports Lightning; any other thread gets the attributes of the real one."""
+
+    def __init__(self) -> None:
+        super().__init__(_COMPILER)
+        self._importing_thread = threading.get_ident()
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(_COMPILER) is self and threading.get_ident() == self._importing_thread:
+            stand_ins = {"OptimizedModule": _OptimizedModule, "disable": _disable_when_imported}
+            if name not in stand_ins:
+                raise AttributeError(f"the placeholder of {_COMPILER} has no attribute {name!r}")
+            return stand_ins[name]
+        self.remove()
+        return getattr(importlib.import_module(_COMPILER), name)
+
+    def remove(self) -> None:
+        """Lets the next import of the compiler find the real one."""
+        with self._lock:
+            if sys.modules.get(_COMPILER) is self:
+                del sys.modules[_COMPILER]
 
 
 class _LazyModule(types.ModuleType):
-    """A module that runs its code only when an attribute is used that it does not have yet."""
+    """A module that runs its code when an attribute is used that it does not have yet."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._lock = threading.RLock()
+        self._is_run = False
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or self.__dict__.get("_is_complete"):
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        self.complete()
-        return getattr(self, name)
+        # Python asks for `__path__` at every import from a module; a package has it from the start.
+        if name != "__path__":
+            self.run()
+        try:
+            return self.__dict__[name]
+        except KeyError:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}") from None
 
-    def complete(self) -> None:
-        """Runs the code of the module, once; it replaces the attributes that the module already has."""
-        if not self.__dict__.get("_is_complete"):
-            self._is_complete = True
-            assert self.__spec__ is not None
-            assert self.__spec__.loader is not None
-            self.__spec__.loader.exec_module(self)
+    def __dir__(self) -> list[str]:
+        self.run()
+        return list(super().__dir__())
+
+    def run(self) -> None:
+        """Runs the code of the module, once; it replaces the attributes that the module already has.
+
+        Another thread waits until the code has ended. Code that fails is run again by the next use.
+        """
+        spec = self.__spec__
+        assert spec is not None
+        assert spec.loader is not None
+        with self._lock:
+            if self._is_run:  # or is being run by this thread
+                return
+            self._is_run = True
+            try:
+                spec.loader.exec_module(self)
+            except BaseException:
+                self._is_run = False
+                raise
 
 
 @contextmanager
@@ -63,13 +137,12 @@ def _without_compiler() -> Iterator[None]:
     if _COMPILER in sys.modules:
         yield
         return
-    placeholder = types.ModuleType(_COMPILER)
-    placeholder.__dict__.update(OptimizedModule=_CompiledModule, disable=_leave_unchanged)
+    placeholder = _CompilerPlaceholder()
     sys.modules[_COMPILER] = placeholder
     try:
         yield
     finally:
-        del sys.modules[_COMPILER]
+        placeholder.remove()
 
 
 def _defer_plots_of_metrics() -> types.ModuleType:
@@ -82,13 +155,13 @@ def _defer_plots_of_metrics() -> types.ModuleType:
     module = _LazyModule(name)
 
     def plot_single_or_multi_val(*args: Any, **kwargs: Any) -> Any:
-        module.complete()
+        module.run()
         return module.plot_single_or_multi_val(*args, **kwargs)
 
     module.__dict__.update(
         __spec__=importlib.util.spec_from_file_location(name, path),
         __file__=str(path),
-        _AX_TYPE=object,
+        _AX_TYPE=_Axes,
         _PLOT_OUT_TYPE=object,
         plot_single_or_multi_val=plot_single_or_multi_val,
     )
@@ -125,7 +198,7 @@ def _import_lightning() -> None:
         with _without_compiler():
             _import_base_of_metrics()
             importlib.import_module("pytorch_lightning")
-    except (AssertionError, AttributeError, ImportError):
+    except Exception:  # other versions of these packages may differ; the import below is that of the whole packages
         for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
             del sys.modules[name]
 

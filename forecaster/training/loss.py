@@ -19,10 +19,12 @@ from forecaster.model.heads import Point
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import EncodedInputs, RolloutState, blocks, encode_inputs, start_rollout, updated_bound
 from forecaster.model.scaling import measure_scale
-from forecaster.shapes import Bool, Float, Int
+from forecaster.shapes import Bool, Float, Float64, Int
 
 MAX_UNIT_WEIGHT = 100.0
 """Largest weight of one scaled unit, in seasonal errors, so that a nearly constant series does not dominate the loss."""
+
+_MIN_STEPS_OF_RUNNING_SCALE = 3  # fewer steps say too little of the unit to be trained on
 
 
 class UnrolledTargets(NamedTuple):
@@ -48,7 +50,8 @@ class TrainingBatch(NamedTuple):
     """A batch in the form the loss needs.
 
     A rollout network predicts the next segment after every segment of the window (windows shifted by one segment); a direct
-    network predicts a whole block after the last segment.
+    network predicts a whole block after each of the last segments (`training.origins`). Targets are in the units of the running
+    scale at their origin, where the network has one.
 
     Attributes:
         inputs: Inputs of each step of the recurrence.
@@ -59,6 +62,7 @@ class TrainingBatch(NamedTuple):
             express errors in units of the seasonal naive's.
         future_covariates: The covariates of the targets.
         static: Category codes of each row.
+        statistics: Those of the running scale after each segment; None for a scale that is measured once.
         unrolled: Targets after the window; None where the network is not unrolled.
     """
 
@@ -69,6 +73,7 @@ class TrainingBatch(NamedTuple):
     weight: Float[Tensor, "*member track target"]
     future_covariates: Float[Tensor, "*axes step covariate"] | None
     static: Int[Tensor, "*member row static"] | None
+    statistics: Float64[Tensor, "*member track segment statistic"] | None = None
     unrolled: UnrolledTargets | None = None
 
 
@@ -92,7 +97,9 @@ def compute_loss(network: Regressor, batch: TrainingBatch) -> Float[Tensor, ""]:
     outputs, state = network.run_recurrence(batch.inputs, static, start, batch.mask)
     recent = batch.filled_values.unfold(1, network.lookback, 1)[:, segment::segment]  # before each target
     last = outputs[:, -1], recent[:, -1]
-    params = network.decode(*(last if network.is_direct else (outputs, recent)), batch.future_covariates)
+    origins = slice(-(batch.target.shape[1] // network.block), None) if network.is_direct else slice(None)
+    statistics = None if batch.statistics is None else batch.statistics[:, origins]
+    params = network.decode(outputs[:, origins], recent[:, origins], batch.future_covariates, statistics)
     losses = network.head.loss(params.reshape(*batch.target.shape, -1), batch.target)
     total: Tensor = (losses * batch.weight).sum()
     if batch.unrolled is None:
@@ -127,17 +134,20 @@ def prepare_batches(
     """
     rollout_state, window = start_rollout(network, example.window)
     encoded, units = encode_inputs(network, window, rollout_state), _error_units(network, example, rollout_state)
-    first, future_covariates = example.future[:, : network.block], example.future_covariates
-    if network.is_direct:
-        target, time = first, window.values.shape[1]
-        started = encoded.started[:, -1:].expand_as(target)
-    else:
-        target, time = torch.cat([window.targets[:, network.segment :], first], dim=1), network.segment
-        future_covariates = _next_segment_covariates(network, window, example)
-        segment_started = encoded.started.reshape(len(encoded.started), -1, network.segment).any(2)
-        started = segment_started.repeat_interleave(network.segment, dim=1)
+    origins = network.origins if network.is_direct else window.values.shape[1] // network.segment
+    actual = torch.cat([window.targets[:, network.segment :], example.future[:, : network.block]], dim=1)
+    scaled = rollout_state.scale.apply(actual, time=network.segment)
+    # By origin: the block that follows each of the last segments.
+    target, scaled = (part.unfold(1, network.block, network.segment)[:, -origins:] for part in (actual, scaled))
+    started = encoded.started.reshape(len(encoded.started), -1, network.segment).any(2)[:, -origins:, None]
     valid = started & ~target.isnan()
-    scaled = rollout_state.scale.apply(target, time=time).masked_fill(~valid, 0.0)
+    if encoded.statistics is not None:
+        recent = encoded.filled_values.unfold(1, network.lookback, 1)[:, network.segment :: network.segment]
+        scale = network.measure_units(recent[:, -origins:], encoded.statistics[:, -origins:])
+        scaled = (scaled - scale.level[..., None]) / scale.unit[..., None]
+        valid = valid & (encoded.statistics[:, -origins:, :1] >= _MIN_STEPS_OF_RUNNING_SCALE)
+        units = None if units is None else (units[:, None] * scale.unit).clamp(max=MAX_UNIT_WEIGHT)
+    valid, scaled = valid.flatten(1), scaled.masked_fill(~valid, 0.0).flatten(1)
     count = len(encoded.inputs) // batch_size
     combined = TrainingBatch(
         encoded.inputs,
@@ -145,8 +155,9 @@ def prepare_batches(
         encoded.filled_values,
         scaled,
         _target_weights(valid, units, num_batches=count),
-        future_covariates,
+        _block_covariates(network, window, example, origins=origins),
         window.static,
+        encoded.statistics,
     )
     batch_shape = (count,) if num_members is None else (count // num_members, num_members)
     plain_batches = [TrainingBatch(*parts) for parts in _split_batches(combined[:-1], batch_shape)]  # type: ignore[arg-type]
@@ -208,12 +219,15 @@ def _truncate(targets: UnrolledTargets, *, steps: int) -> UnrolledTargets:
 
 
 def _target_weights(
-    mask: Bool[Tensor, "track target"], unit: Float[Tensor, "track"] | None, *, num_batches: int
+    mask: Bool[Tensor, "track target"], unit: Float[Tensor, "track *origin"] | None, *, num_batches: int
 ) -> Float[Tensor, "track target"]:
     """Returns weights that make a mean over the valid targets of each of several batches, in units where given."""
     counts = mask.reshape(num_batches, -1).sum(1).clamp(min=1)
     weight = mask / counts.repeat_interleave(len(mask) // num_batches)[:, None]
-    return weight if unit is None else weight * unit[:, None]
+    if unit is None:
+        return weight
+    by_origin = unit.reshape(len(mask), -1)
+    return weight * by_origin.repeat_interleave(mask.shape[1] // by_origin.shape[1], dim=1)
 
 
 def _error_units(network: Regressor, example: Example, rollout_state: RolloutState) -> Float[Tensor, "track"] | None:
@@ -239,13 +253,13 @@ def _split_batches(
     return zip(*parts, strict=True)
 
 
-def _next_segment_covariates(
-    network: Regressor, window: Window, example: Example
-) -> Float[Tensor, "row segment step covariate"] | None:
-    """Returns the covariates of the segment that follows each segment of the window."""
+def _block_covariates(
+    network: Regressor, window: Window, example: Example, *, origins: int
+) -> Float[Tensor, "row origin step covariate"] | None:
+    """Returns the covariates of the block that follows each of the last segments of the window."""
     if window.covariates is None or example.future_covariates is None:
         return None
     following = torch.cat(
-        [window.covariates[:, network.segment :], example.future_covariates[:, : network.segment]], dim=1
+        [window.covariates[:, network.segment :], example.future_covariates[:, : network.block]], dim=1
     )
-    return following.reshape(len(following), -1, network.segment, following.shape[2])
+    return following.unfold(1, network.block, network.segment)[:, -origins:].transpose(2, 3)

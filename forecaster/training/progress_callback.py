@@ -13,7 +13,7 @@ class ProgressCallback(pl.Callback):
 
     Args:
         progress: Receives the completed optimiser steps.
-        label: The beginning of the text beside them, such as the description of a variant.
+        label: The end of the text beside them, such as the description of a variant.
     """
 
     def __init__(self, progress: Progress, *, label: str = "") -> None:
@@ -36,5 +36,5 @@ class ProgressCallback(pl.Callback):
     def _update(self, trainer: pl.Trainer, epoch: int) -> None:
         scores = trainer.callback_metrics
         score = "" if "valid/rollout" not in scores else f"MASE {float(scores['valid/rollout']):.4g}"
-        parts = (self._label, f"epoch {min(epoch, trainer.max_epochs or epoch)} of {trainer.max_epochs}", score)
+        parts = (f"epoch {min(epoch, trainer.max_epochs or epoch)} of {trainer.max_epochs}", score, self._label)
         self._progress.update(trainer.global_step, ", ".join(part for part in parts if part))

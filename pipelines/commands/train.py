@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from forecaster.errors import LedgerError, MissingPackage, RefusedByGate
+from forecaster.installation import DISTRIBUTION, describe_missing_module
 from pipelines.commands.console import name_options, print_scores, print_verdict, warn, warn_about_partial_periods
 from pipelines.commands.options import (
     DataOptions,
@@ -67,7 +69,10 @@ def train(
     initial = None if start_from is None else artifact.load_bundle(resolve_bundle(start_from, root_options))
     root = root_options.open_root()
     options = training.TrainOptions(
-        test_windows=test_windows, accelerator=device_options.accelerator, devices=device_options.devices
+        test_windows=test_windows,
+        record=_can_record(root),
+        accelerator=device_options.accelerator,
+        devices=device_options.devices,
     )
     device_options.validate()
     spec = spec_options.read_spec(seed=seed, fallback=None if initial is None else initial.spec)
@@ -87,9 +92,27 @@ def train(
         options = replace(options, candidates=selection.candidates)
         result = training.train(source, selection.spec, root, options, panel=panel, initial=initial, progress=progress)
     print_scores(result.scores, None if result.backtest is None else result.backtest.scale_note)
-    print(f"bundle  {result.bundle}\nrun     {result.run_id}\ndigest  {result.digest}")
+    run_id = result.run_id or f"not recorded: MLflow is not installed (pip install '{DISTRIBUTION}[track]')"
+    print(f"bundle  {result.bundle}\nrun     {run_id}\ndigest  {result.digest}")
     if result.advice is not None:
         warn(name_options(result.advice))
+
+
+def _can_record(root: Root) -> bool:
+    """Whether MLflow is installed, for the database of a root as well (MLflow's small distribution lacks it).
+
+    Raises MissingPackage if it is not, and a tracking server was declared.
+    """
+    if root.tracking_uri is not None:
+        _require_mlflow("the tracking server")
+        return True
+    return all(find_spec(name) is not None for name in ("mlflow", "alembic"))
+
+
+def _require_mlflow(purpose: str) -> None:
+    """Raises MissingPackage if MLflow is not installed, before a training that would be in vain; does not import it."""
+    if find_spec("mlflow") is None:
+        raise describe_missing_module("mlflow", purpose=purpose)
 
 
 def retrain(
@@ -159,6 +182,7 @@ def retrain(
         arguments["trigger"] = "schedule" if trigger == "cli" else trigger
         schedule_command(name, "retrain", arguments, schedule_options, root_options)
         return
+    _require_mlflow("the registry of a retraining")
     device_options.validate()  # a scheduled job may run on another machine
     root, progress = root_options.open_root(), create_display()
     now = datetime.now(UTC)

@@ -246,6 +246,32 @@ class RunLogger(Logger):
             self._lost_names.add(self._values.popleft().key)
 
 
+class DiscardingLogger(RunLogger):
+    """Stands for the logger of a run where nothing is recorded; it needs no MLflow and has no thread."""
+
+    def __init__(self, run_id: str, *, name: str = "") -> None:
+        Logger.__init__(self)
+        self._run_id, self._name = run_id, name
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Discards metrics."""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Discards parameters."""
+
+    def log_tag(self, key: str, value: str) -> None:
+        """Discards a tag."""
+
+    def submit(self, description: str, action: Callable[[], object]) -> None:
+        """Discards a task."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def close(self, status: RunStatus) -> None:
+        """Does nothing."""
+
+
 def flatten_params(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Flattens parameters for MLflow: nested names are joined by dots, values are text of at most 6000 characters."""
     params: dict[str, str] = {}

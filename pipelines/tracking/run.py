@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
 
 from forecaster.errors import NoSuchModel, RegistryError
 from forecaster.frequency import Timestamp, format_timestamp
@@ -26,7 +27,7 @@ from pipelines.settings import resolve_tracking_uri
 from pipelines.tracking import figures
 from pipelines.tracking.artifact_paths import artifact_location
 from pipelines.tracking.interrupted_runs import end_interrupted_runs, make_process_tags
-from pipelines.tracking.logger import RunLogger, RunStatus, flatten_params, log_tracking_errors
+from pipelines.tracking.logger import DiscardingLogger, RunLogger, RunStatus, flatten_params, log_tracking_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,6 +86,8 @@ class RunDataset(NamedTuple):
 
 class TrackedRun:
     """An open run, with a method for everything that is recorded in it."""
+
+    is_recorded = True
 
     def __init__(self, client: MlflowClient, run_id: str, *, name: str) -> None:
         self.id = run_id
@@ -162,6 +165,21 @@ class TrackedRun:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
             self._client.log_artifacts(self.id, folder)
+
+
+class UnrecordedRun(TrackedRun):
+    """Stands for a run where MLflow is not installed: what is logged is discarded. Its id only names the bundle."""
+
+    is_recorded = False
+
+    def __init__(self, *, name: str) -> None:
+        self.id = uuid4().hex
+        self.logger = DiscardingLogger(self.id, name=name)
+
+    def _upload(
+        self, description: str, upload: Callable[[], object], read_files: Callable[[], Mapping[str, bytes]]
+    ) -> None:
+        """Discards files."""
 
 
 @contextlib.contextmanager

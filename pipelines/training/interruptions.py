@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from forecaster.series import Panel
@@ -35,20 +35,25 @@ def keep_variant_checkpoints(
 ) -> Iterator[Path]:
     """Provides the folder for the checkpoints of a preset's variants; it is removed when the block ends without an error.
 
-    The training of the selected variant belongs into the block too: if it is interrupted, the next one does not select again.
+    If another process selects among the same variants at that moment, it removes the folder at its own end. The training of the
+    selected variant belongs into the block too: if it is interrupted, the next one does not select again.
     """
     arguments = f"{panel.digest}{name}{horizon}{preset}{test_windows}"
     folder = root.checkpoints / f"variants-{hashlib.sha256(arguments.encode()).hexdigest()[:16]}"
     with explain_interrupt(folder, "finished variants and epochs"):
         yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(BlockingIOError), lock_variants(folder, timeout_s=0.0):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def lock_variants(folder: Path) -> Iterator[None]:
-    """Lets one process at a time select among the variants of a folder; others wait, and then find them finished."""
+def lock_variants(folder: Path, *, timeout_s: float | None = None) -> Iterator[None]:
+    """Lets one process at a time select among the variants of a folder; others wait, and then find them finished.
+
+    Raises BlockingIOError if the lock is not free after `timeout_s`; None waits without limit.
+    """
     lock_path = folder.with_name(f"{folder.name}.lock")
-    with open_locked(lock_path, timeout_s=None):
+    with open_locked(lock_path, timeout_s=timeout_s):
         try:
             yield
         finally:

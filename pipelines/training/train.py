@@ -33,7 +33,7 @@ from forecaster.training.sequence import prepare_training, train_model
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.tracking import backtests
-from pipelines.tracking.run import RunDataset, TrackedRun, open_run
+from pipelines.tracking.run import RunDataset, TrackedRun, UnrecordedRun, open_run
 from pipelines.training.interruptions import explain_interrupt
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG
 
@@ -52,6 +52,7 @@ class TrainOptions:
         test_windows: Rolling origins that are held out from the fit, one horizon apart; 0 trains on all data without a test.
         trigger: What started the training, for the run's tags.
         candidates: The specifications among which this one was chosen, for the run.
+        record: Whether the training is recorded in a run; without MLflow it cannot be.
         accelerator, devices: As for `forecaster.training.fit.fit`.
 
     Raises InputError if the number of test windows is negative.
@@ -60,6 +61,7 @@ class TrainOptions:
     test_windows: int = 1
     trigger: str = "cli"
     candidates: Sequence[CandidateScore] = ()
+    record: bool = True
     accelerator: str = "auto"
     devices: str = "1"
 
@@ -79,7 +81,7 @@ class TrainingResult(NamedTuple):
 
     bundle: Path
     digest: str
-    run_id: str
+    run_id: str | None  # None if the training was not recorded
     model: FittedModel
     scores: Mapping[str, Mapping[str, float]]  # by forecaster: mase, rmsse, smape, mae
     backtest: Backtest | None  # None if nothing was held out for a test
@@ -99,6 +101,8 @@ def train(
     progress: Progress = NO_PROGRESS,
 ) -> TrainingResult:
     """Fits a model on all but the last test windows, backtests it on them, writes its bundle, and tracks all of it in a run.
+
+    With `options.record` false there is no run: the bundle has a name of its own and no fact `run_id`.
 
     Args:
         data: Where the panel comes from.
@@ -125,22 +129,26 @@ def train(
     } | _describe_candidates(options.candidates)
     with _lock_checkpoint_folder(get_checkpoint_folder(training_panel, spec, root, initial=initial)) as folder:
         with explain_interrupt(folder, "finished epochs"), ExitStack() as stack:
-            with progress.phase("tracking"):
-                run = stack.enter_context(
-                    open_run(
-                        spec,
-                        dataset,
-                        root=root.path,
-                        tracking_uri=root.tracking_uri,
-                        trigger=options.trigger,
-                        action="train" if retrain_key is None else "retrain",
-                        run_id=_read_if_exists(folder / "run_id"),
-                        tags={name: value for name, value in tags.items() if value is not None},
+            if options.record:
+                with progress.phase("tracking"):
+                    run = stack.enter_context(
+                        open_run(
+                            spec,
+                            dataset,
+                            root=root.path,
+                            tracking_uri=root.tracking_uri,
+                            trigger=options.trigger,
+                            action="train" if retrain_key is None else "retrain",
+                            run_id=_read_if_exists(folder / "run_id"),
+                            tags={name: value for name, value in tags.items() if value is not None},
+                        )
                     )
-                )
-                progress.update(0, f"run {run.id}")
-            atomic.write_text(folder / "run_id", run.id)
+                    progress.update(0, f"run {run.id}")
+                atomic.write_text(folder / "run_id", run.id)
+            else:
+                run = UnrecordedRun(name=spec.name)
             run.log_curve("choice/error", [candidate.error for candidate in options.candidates])
+            run_fact = {"run_id": run.id} if run.is_recorded else {}
             key_fact = {} if retrain_key is None else {RETRAIN_KEY_TAG: retrain_key}
             trained = train_model(
                 panel,
@@ -149,7 +157,7 @@ def train(
                 training_panel=training_panel,
                 initial=initial,
                 reference_forecasters=reference_forecasters,
-                facts={"run_id": run.id, "data": data.name, **key_fact},
+                facts={**run_fact, "data": data.name, **key_fact},
                 checkpoint_folder=folder,
                 loggers=[run.logger],
                 accelerator=options.accelerator,
@@ -159,7 +167,7 @@ def train(
             model, result, result_with_quantiles = trained.model, trained.backtest, None
             if spec.training.refit:
                 run.logger.log_metrics({"refit/steps": trained.fitted.best_steps})
-            if result is not None:
+            if result is not None and run.is_recorded:
                 result_with_quantiles = add_quantiles(result, {CHALLENGER: model}, levels=SCORED_LEVELS)
                 _log_figures(run, result_with_quantiles)  # uploaded while the bundle is written
             with progress.phase("bundle"):
@@ -171,9 +179,11 @@ def train(
                 if model.blend_weights:
                     run.set_tag("blend", format_blend_weights(model.blend_weights))
                 run.log_model_card(card)
-                _log_scores(run, spec, trained.fitted, result_with_quantiles, seconds=trained.seconds)
+                if run.is_recorded:
+                    _log_scores(run, spec, trained.fitted, result_with_quantiles, seconds=trained.seconds)
         shutil.rmtree(folder)
-    return TrainingResult(bundle, digest, run.id, model, model.facts["backtest"], result, trained.advice)
+    run_id = run.id if run.is_recorded else None
+    return TrainingResult(bundle, digest, run_id, model, model.facts["backtest"], result, trained.advice)
 
 
 def get_checkpoint_folder(training_panel: Panel, spec: Spec, root: Root, *, initial: FittedModel | None) -> Path:

@@ -200,7 +200,7 @@ def _select_search_panel(panel: Panel, spec: Spec, *, test_windows: int) -> Pane
 
 
 def _build_study_name(panel: Panel, spec: Spec, space: SearchSpace, *, seed: int) -> str:
-    digest = hashlib.sha256(f"{panel.digest}{spec.model_dump_json()}{space!r}{seed}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{panel.digest}{spec.to_identity_json()}{space!r}{seed}".encode()).hexdigest()
     return f"{spec.name}-{digest[:16]}"
 
 

@@ -31,7 +31,7 @@ from forecaster.storage.addresses import redact_addresses
 from forecaster.storage.failpoints import fail_point
 from serving import log_format
 from serving.deployment import local_rollback, releases, status
-from serving.deployment.launcher import end_with_launcher
+from serving.deployment.launcher import LAUNCHER_VARIABLE, end_with_launcher
 from serving.deployment.releases import Release
 from serving.settings import Settings, describe_errors
 
@@ -279,9 +279,13 @@ class ChildInstaller:
         log.info("deploying version %s of '%s'", version.number, version.name)
         reading, writing = os.pipe()
         command = [sys.executable, "-m", "serving.deployment.follower", "--once", f"--report={writing}"]
+        # The child ends with this process, even if that is killed. It has a group of its own, which it ends then.
+        environment = {**self._environment, LAUNCHER_VARIABLE: str(os.getpid())}
         with os.fdopen(reading, "rb") as reports:
             try:
-                self._child = subprocess.Popen(command, env=self._environment, pass_fds=[writing])  # noqa: S603
+                self._child = subprocess.Popen(  # noqa: S603
+                    command, env=environment, pass_fds=[writing], start_new_session=True
+                )
             finally:
                 os.close(writing)
             content = reports.read()  # until the child ends
@@ -323,6 +327,8 @@ def main(argv: Sequence[str]) -> int:
         return 2
     signal.signal(signal.SIGTERM, _exit_on_signal)
     target = FollowTarget(settings.model, settings.alias, settings.slot, settings.keep)
+    if report_fds:
+        end_with_launcher(os.environ, grace_s=_GRACE_S)
     if options:
         report = _follow_once(settings.registry, target)
         for fd in report_fds:

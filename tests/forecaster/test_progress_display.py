@@ -7,12 +7,12 @@ import logging
 import re
 import sys
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from rich.console import Console
 
-from forecaster.progress import Progress
+from forecaster.progress import Progress, ShieldedProgress
 from forecaster.progress_display import (
     LogProgress,
     NotebookProgress,
@@ -181,22 +181,53 @@ def use_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
+def choose_display() -> Progress | None:
+    shielded = create_display()
+    assert isinstance(shielded, ShieldedProgress)
+    return shielded.display
+
+
+@pytest.mark.parametrize("kind", ["terminal", "notebook"])
+def test_a_display_that_fails_does_not_end_the_work(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    if kind == "terminal":
+        use_terminal(monkeypatch)
+        progress = create_display()
+        monkeypatch.setattr(sys.stderr, "write", fail)
+    else:
+        progress = ShieldedProgress(NotebookProgress(lambda _: fail))
+    with progress.phase("fit", 2):
+        progress.update(1)
+    progress.report("done")
+    with progress.phase("test"):
+        progress.update(1, "MASE 0.9")
+    assert [record.getMessage() for record in caplog.records] == [
+        "The progress is no longer shown: BrokenPipeError(32, 'Broken pipe')."
+    ]
+    with pytest.raises(ValueError, match="of the work"), progress.phase("fit"):
+        raise ValueError("of the work")
+
+
 def test_the_display_is_live_if_standard_error_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     use_terminal(monkeypatch)
-    assert isinstance(create_display(), TerminalProgress)
+    assert isinstance(choose_display(), TerminalProgress)
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(create_display(), LogProgress)
+    assert isinstance(choose_display(), LogProgress)
 
 
 def test_without_rich_lines_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     use_terminal(monkeypatch)
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert isinstance(create_display(), LogProgress)
+    assert isinstance(choose_display(), LogProgress)
 
 
 def test_without_a_terminal_lines_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert isinstance(create_display(), LogProgress)
+    assert isinstance(choose_display(), LogProgress)
 
 
 def test_a_notebook_is_recognized_by_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

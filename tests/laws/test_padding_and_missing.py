@@ -106,7 +106,7 @@ def test_a_missing_value_is_read_as_zero_with_an_unobserved_mask(network: Regres
     y[[3, 9]] = np.nan
     window = build_window([y], context=10)
     start, _ = start_rollout(network, window)
-    actual, _, next_state = run_over_window(network, window, start)
+    actual, _, next_state, _ = run_over_window(network, window, start)
     observed = torch.from_numpy(~np.isnan(y))[None]
     for hidden_value in (0.0, -4.0, 1e6):
         filled = torch.from_numpy(np.where(np.isnan(y), hidden_value, y))[None]

@@ -105,6 +105,13 @@ def test_serve_without_bentoml_names_its_extra(monkeypatch: pytest.MonkeyPatch) 
         serve.serve("hospital")
 
 
+def test_the_version_of_the_command_is_that_of_the_distribution() -> None:
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert cli.app.version == project["version"]
+
+
 def test_the_console_script_of_the_distribution_is_this_module() -> None:
     import tomllib
 

@@ -15,6 +15,7 @@ from forecaster.series import MAX_ABS_VALUE
 from forecaster.shapes import Float64, Int
 
 MAX_ID_LENGTH = 200  # characters; HTTP requests do not accept longer ids
+_DEFAULT_ID = "unique_id"
 _MAX_LISTED_PAIRS = 3  # pairs of similar ids listed in a message
 _INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff]")  # characters without a width
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -50,6 +51,8 @@ def validate_columns(frame: pd.DataFrame, *, required: Sequence[str], optional: 
             if set(missing) <= set(optional)
             else "Rename the columns, or declare their names (`columns`)."
         )
+        if _DEFAULT_ID in missing and not in_index:
+            advice += f" The column {_DEFAULT_ID} may be absent if all rows are one series."
         raise MissingColumn(
             f"Expected the columns {', '.join(wanted)}; {', '.join(missing)} not found among: {existing}. {advice}",
             where=missing[0],
@@ -77,7 +80,7 @@ def add_missing_ids(frame: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataF
         MissingColumn: A timestamp occurs twice, so that the rows are of several series.
     """
     unique_id, ds, y = names
-    if unique_id != "unique_id" or unique_id in [*frame.columns, *frame.index.names]:
+    if unique_id != _DEFAULT_ID or unique_id in [*frame.columns, *frame.index.names]:
         return frame, ()
     if not {ds, y} <= set(frame.columns) or list(frame.columns).count(ds) > 1:
         return frame, ()  # the caller reports this first

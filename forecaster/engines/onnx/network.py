@@ -174,10 +174,13 @@ class OnnxNetwork:
                 last = recent.slice_axis(1, -1)
                 slope = (last - recent.slice_axis(1, -season - 1, -season)) / float(season)
                 return self.to_segments(last + slope * self.builder.constant(steps))
+            case "mixture":
+                raise AssertionError("a network with a running scale has no graph")
 
 
 def build_onnx_network(builder: GraphBuilder, model: Regressor) -> OnnxNetwork:
     """Adds the weights of a network to a graph."""
+    assert not model.is_running, "a network with a running scale has no graph"
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     hidden, segment = model.recurrent.hidden_size, model.segment
     tables = [weights[f"groups.{index}.weight"].copy() for index in range(len(model.groups))]

@@ -139,6 +139,23 @@ def test_a_period_ends_where_the_next_begins_or_with_the_day_that_marks_it(times
     assert not is_period_running(pd.Timestamp(timestamp), freq, moment.to_pydatetime())
 
 
+@pytest.mark.parametrize(
+    ("timestamp", "zone", "end"),
+    [
+        ("2018-11-03", "America/Sao_Paulo", "2018-11-04 01:00"),  # there is no midnight
+        ("2024-03-30 02:30", "Europe/Berlin", "2024-03-31 03:00"),
+        ("2024-10-26 02:30", "Europe/Berlin", "2024-10-27 02:30+02:00"),
+        ("2011-12-29", "Pacific/Apia", "2011-12-31"),
+    ],
+)
+def test_a_period_may_end_at_a_local_time_that_does_not_exist_or_exists_twice(
+    timestamp: str, zone: str, end: str
+) -> None:
+    found = find_period_end(pd.Timestamp(timestamp, tz=zone), "D")
+    assert found is not None
+    assert found.isoformat(" ", "minutes").startswith(end)
+
+
 def test_days_end_in_their_time_zone_and_integers_never() -> None:
     day, evening = pd.Timestamp("2026-03-20", tz="America/New_York"), datetime(2026, 3, 21, 3, tzinfo=UTC)
     assert is_period_running(day, "D", evening)

@@ -106,6 +106,16 @@ def append_later_steps(truncated: Series, full: Series, *, count: int, until: in
     ]
     + [
         {"reads": "history", "segment": 4, "cell": "lstm", "layers": 2},
+        {"reads": "history", "scaling": "running", "base": "last", "segment": 2},
+        {"scaling": "running", "features": "seasonal", "base": "mixture", "decoder": "direct"},
+        {
+            "reads": "history",
+            "scaling": "running",
+            "features": "seasonal",
+            "base": "mixture",
+            "decoder": "direct",
+            "segment": 2,
+        },
         {"reads": "history", "segment": 8, "decoder": "direct", "transform": "log", "lags": (24,)},
         {"reads": "history", "encoding": ENCODING, **COLUMNS},
     ],

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -180,16 +181,40 @@ def test_unexpected_responses_are_registry_errors(
         connect(serve_reply(status, body=content).uri).resolve("sales", "champion")
 
 
-def test_redirects_stay_on_the_host(serve_reply: ServeReply) -> None:
+def test_redirects_stay_on_the_server(serve_reply: ServeReply) -> None:
     target = serve_reply()
     other_port = serve_reply(307, location=f"{target.uri}/elsewhere?name=sales")
-    assert connect(other_port.uri, MLFLOW_TRACKING_TOKEN="t").resolve("sales", "champion").number == "3"
     foreign = serve_reply(302, location=target.uri.replace("127.0.0.1", "localhost"))
     endless = serve_reply(302, location="/again")
-    for server in (foreign, endless):
+    for server in (other_port, foreign, endless):
         with pytest.raises(RegistryError, match="it redirects to"):
             connect(server.uri, MLFLOW_TRACKING_TOKEN="t").resolve("sales", "champion")
-    assert len(target.requests) == 1, "the token was sent to no other host"
+    assert target.requests == [], "the token was sent to no other server"
+    assert len(endless.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("address", "target", "is_same"),
+    [
+        ("http://host/a", "http://host/b", True),
+        ("http://host/a", "https://host/a", True),
+        ("http://host:5000/a", "https://host:5000/a", True),
+        ("https://host/a", "https://host:443/a", True),
+        ("https://host/a", "http://host/a", False),
+        ("http://host:5000/a", "https://host/a", False),
+        ("https://host/a", "https://host:8443/a", False),
+        ("https://host/a", "https://host@other/a", False),
+        ("http://host/a", "ftp://host/a", False),
+    ],
+)
+def test_credentials_are_sent_to_the_same_server_alone(address: str, target: str, is_same: bool) -> None:
+    assert rest_client._is_same_server(urlsplit(address), urlsplit(target)) == is_same
+
+
+def test_tags_may_be_null(serve_reply: ServeReply) -> None:
+    version = {"name": "sales", "version": 3, "tags": None}
+    with pytest.raises(RegistryError):  # without a digest the version is none of ours
+        connect(serve_reply(body=json.dumps({"model_version": version}).encode()).uri).resolve("sales", "champion")
 
 
 def test_a_response_of_single_bytes_is_abandoned(serve_reply: ServeReply) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from forecaster.storage.locks import open_locked
 from pipelines import cli
 from pipelines.settings import Root
 from pipelines.training.interruptions import explain_interrupt, keep_variant_checkpoints, lock_variants
@@ -60,6 +61,17 @@ def test_checkpoints_of_variants_are_kept_until_the_training_succeeds(tmp_path: 
     assert (folder / "2.ckpt").exists()
     assert hold_variants(root) == folder, "the same command finds the same folder"
     assert hold_variants(root, preset="monthly") != folder
+
+
+def test_the_folder_of_variants_is_kept_while_another_process_selects_among_them(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    with keep_variant_checkpoints(PANEL, root, name="any", horizon=3, preset=None, test_windows=1) as folder:
+        folder.mkdir(parents=True)
+        lock = open_locked(folder.with_name(f"{folder.name}.lock"))
+    with lock:
+        assert folder.exists(), "a fit writes its checkpoints there"
+    assert hold_variants(root) == folder
+    assert not folder.exists()
 
 
 def fail_with_checkpoint(root: Root) -> None:

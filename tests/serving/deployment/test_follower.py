@@ -7,11 +7,12 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar, NoReturn
@@ -34,6 +35,7 @@ from serving.deployment.follower import (
     lock_slot,
     main,
 )
+from serving.deployment.launcher import LAUNCHER_VARIABLE
 from serving.settings import Settings
 from tests.serving.conftest import load_stub, publish_stub, write_stub
 from tests.system.processes import CHECKOUT, make_environment, start_process, wait_until
@@ -304,7 +306,10 @@ class ScriptedChild:
     report = b""
     commands: ClassVar[list[tuple[Sequence[str], dict[str, str]]]] = []
 
-    def __init__(self, command: Sequence[str], *, env: dict[str, str], pass_fds: Sequence[int]) -> None:
+    def __init__(
+        self, command: Sequence[str], *, env: dict[str, str], pass_fds: Sequence[int], start_new_session: bool
+    ) -> None:
+        assert start_new_session, "the child ends its group if the follower is killed"
         self.commands.append((command, env))
         os.write(pass_fds[0], self.report)
 
@@ -331,11 +336,52 @@ def test_the_follower_reads_the_report_of_the_child(
             installer.install(version)
     command, environment = ScriptedChild.commands[-1]
     assert command[1:4] == ["-m", "serving.deployment.follower", "--once"]
+    assert environment[LAUNCHER_VARIABLE] == str(os.getpid())
     child_settings = Settings.from_environment(
         {name: value for name, value in environment.items() if name.startswith("FORECASTER_SERVING_")}
     )
     assert (child_settings.alias, child_settings.slot) == ("next", slot_folder / "shadow")
     installer.stop()
+
+
+@pytest.mark.integration
+def test_a_child_ends_with_a_follower_that_is_killed(slot_folder: Path, tmp_path: Path) -> None:
+    accepted: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as stack:
+
+        def accept() -> None:  # a registry that never responds
+            with suppress(OSError):
+                while True:
+                    accepted.append(silent.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        registry = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        settings = Settings(slot=slot_folder, registry=registry, model="sales")
+        program = (
+            "import os\n"
+            "from forecaster.registry.version import BundleVersion\n"
+            "from serving.deployment.follower import ChildInstaller, FollowTarget\n"
+            "from serving.settings import Settings\n"
+            "settings = Settings.from_environment(os.environ)\n"
+            "target = FollowTarget('sales', 'champion', settings.slot, 3)\n"
+            "ChildInstaller(settings, target).install(BundleVersion('sales', '1', '0' * 64, None))\n"
+        )
+        log = tmp_path / "follower.log"
+        extra = {**settings.to_environment(), "HOME": str(tmp_path), "MLFLOW_HTTP_REQUEST_TIMEOUT": "100"}
+        process = stack.enter_context(start_process(["-c", program], tmp_path, log=log, **extra))
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait_until(lambda: bool(accepted), seconds=60)
+        child = int(children.read_text().split()[0])
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+        wait_until(lambda: not is_running(child), seconds=10)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 # Followers that share a slot

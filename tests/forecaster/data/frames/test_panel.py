@@ -44,6 +44,13 @@ INVALID_FRAMES: dict[str, tuple[pd.DataFrame, str | None, type[errors.InputError
         "y",
         ["unique_id, ds, y", "y not found among: unique_id, ds, target", "declare their names (`columns`)"],
     ),
+    "other names": (
+        frame(DAYS).drop(columns="unique_id").rename(columns={"ds": "date", "y": "value"}),
+        None,
+        errors.MissingColumn,
+        "unique_id",
+        ["unique_id, ds, y not found among: date, value", "unique_id may be absent if all rows are one series"],
+    ),
     "two columns y": (
         pd.DataFrame([["a", "2026-01-01", 1.0, 2.0]], columns=["unique_id", "ds", "y", "y"]),
         "D",

@@ -1,0 +1,289 @@
+"""The running scale: level, unit, features and simple forecasts at a step, from the latest values and sums over all earlier ones.
+
+Everything here is causal: what a step reads depends on its past alone, so that reading on from a state equals reading again
+from the start. Values are in the scaled units of a row (see `measure_scale`, running), where the first observed value is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from forecaster.shapes import Bool, Float, Float64
+from forecaster.spec import RUNNING_CYCLES, RUNNING_LAGS
+
+NUM_FORECASTS = 8  # simple forecasts that the base `mixture` combines
+NUM_STATISTICS = 7
+_INDEX_DECAY = 0.9  # weight of a season in the index, relative to the next one
+_NUM_SCALARS = 17
+_SEASONAL_FORECASTS = 3  # the first simple forecasts repeat the season
+# An untrained network combines the simple forecasts with these weights.
+_PRIOR_WEIGHTS = (0.4, 0.6, 0.0, 0.5, 0.2, 0.0, 0.3, 0.1)
+_MAX_FEATURE, _MAX_UNITS = 8.0, 2000.0
+_TINY = 1e-8
+
+
+def num_features(*, block: int) -> int:
+    """Returns the number of features of a step."""
+    return RUNNING_LAGS + _SEASONAL_FORECASTS * block + _NUM_SCALARS
+
+
+class Statistics(NamedTuple):
+    """Sums over all steps since a target began, one array of the same shape for each.
+
+    Attributes:
+        steps: Number of steps.
+        change: Sum of the absolute changes from step to step.
+        seasonal_change: Sum of the absolute changes from season to season.
+        first_season: Sum of the values of the first season.
+        low: The smallest value.
+        high: The largest value.
+        missing: Number of steps that were not observed.
+    """
+
+    steps: Float[Tensor, "*axes"]
+    change: Float[Tensor, "*axes"]
+    seasonal_change: Float[Tensor, "*axes"]
+    first_season: Float[Tensor, "*axes"]
+    low: Float[Tensor, "*axes"]
+    high: Float[Tensor, "*axes"]
+    missing: Float[Tensor, "*axes"]
+
+
+def update_statistics(
+    before: Float64[Tensor, "row_target statistic"],
+    filled_values: Float[Tensor, "row_target back_and_step"],
+    started: Bool[Tensor, "row_target step"],
+    missing: Bool[Tensor, "row_target step"],
+    *,
+    season: int,
+) -> Float64[Tensor, "row_target step statistic"]:
+    """Returns the statistics after every step, given those before the first one.
+
+    Args:
+        before: Statistics so far; zeros before the first step of a row.
+        filled_values: The latest values before the first step, followed by the values of the steps, gaps filled.
+        started: Whether the target has been observed by each step.
+        missing: Whether the step was not observed.
+        season: Steps of a season.
+    """
+    count = started.shape[1]
+    values = filled_values.double()
+    first = values.shape[1] - count
+    current, previous, season_ago = (values[:, first - lag : values.shape[1] - lag] for lag in (0, 1, season))
+    start = Statistics(*before[:, None].unbind(-1))
+    steps = start.steps + started.cumsum(1)
+    zero = torch.zeros_like(current)
+    low, high = (
+        torch.cat([edge, current.where(started, zero)], dim=1) for edge in (start.low, start.high)
+    )  # the first observed value is 0, so 0 is never wrong
+    return torch.stack(
+        Statistics(
+            steps,
+            start.change + ((current - previous).abs() * (started & (steps > 1))).cumsum(1),
+            start.seasonal_change + ((current - season_ago).abs() * (started & (steps > season))).cumsum(1),
+            start.first_season + (current * (started & (steps <= season))).cumsum(1),
+            low.cummin(1).values[:, 1:],
+            high.cummax(1).values[:, 1:],
+            start.missing + (started & missing).cumsum(1),
+        ),
+        dim=-1,
+    )
+
+
+class RunningScale(NamedTuple):
+    """The level and the unit of the values at a step: the mean of the last season, and the mean change over a season."""
+
+    level: Float[Tensor, "*axes"]
+    unit: Float[Tensor, "*axes"]
+
+
+def measure_running_scale(
+    recent: Float[Tensor, "*axes back"], statistics: Float64[Tensor, "*axes statistic"], *, season: int
+) -> RunningScale:
+    """Returns the scale at a step: the unit is the error of seasonal naive so far, as in MASE (Hyndman and Koehler 2006).
+
+    While there are few seasons, the mean change from step to step counts as one more of them, so that the unit is positive.
+    """
+    sums = Statistics(*statistics.float().unbind(-1))
+    mean_change = sums.change / (sums.steps - 1).clamp(min=1)
+    num_changes = (sums.steps - season).clamp(min=0)
+    unit = (sums.seasonal_change + mean_change) / (num_changes + 1) + 0.02 * mean_change
+    is_read = torch.arange(season - 1, -1, -1, device=recent.device) < sums.steps[..., None]
+    level = (recent[..., -season:] * is_read).sum(-1) / sums.steps.clamp(min=1, max=season)
+    return RunningScale(level, torch.where(unit > 0, unit, torch.ones_like(unit)))
+
+
+class RunningView(NamedTuple):
+    """What the network sees of the past at a step.
+
+    Attributes:
+        features: Inputs of the recurrence, of the order of 1.
+        forecasts: Simple forecasts of the next steps, relative to the level and in units.
+    """
+
+    features: Float[Tensor, "*axes feature"]
+    forecasts: Float[Tensor, "*axes block forecast"]
+
+
+def view_past(
+    recent: Float[Tensor, "*axes back"], statistics: Float64[Tensor, "*axes statistic"], *, season: int, block: int
+) -> RunningView:
+    """Computes features and simple forecasts at a step.
+
+    The forecasts are: the last season, the seasonal index, the season before the last, the last value and the mean of the last
+    three without their season, and lines with the slope over one season, over three and since the start.
+    """
+    scale, device = measure_running_scale(recent, statistics, season=season), recent.device
+    sums = Statistics(*statistics.float().unbind(-1))
+    level, unit, steps = (part[..., None] for part in (scale.level, scale.unit, sums.steps))
+    by_age = recent.flip(-1)  # the latest first
+    age = torch.arange(by_age.shape[-1], device=device)
+    is_read = age < steps
+    ahead = torch.arange(1, block + 1, device=device)
+    age_in_season = (-ahead) % season
+    levels = _levels_by_age(by_age, season)
+    index = _seasonal_index(by_age, levels, steps, season=season)
+    zero = torch.zeros_like(level).expand(*level.shape[:-1], block)
+    if season > 1:
+        last_season = _to_units(by_age[..., age_in_season], scale) * is_read[..., age_in_season]
+        older = (by_age[..., age_in_season + season] - levels[..., season, None]) / unit
+        older = older.clamp(-_MAX_UNITS, _MAX_UNITS) * is_read[..., age_in_season + season]
+        index_ahead = (index[..., age_in_season] / unit).clamp(-_MAX_UNITS, _MAX_UNITS)
+    else:
+        last_season = older = index_ahead = zero
+    lags = (
+        _to_units(by_age[..., :RUNNING_LAGS] - index[..., age[:RUNNING_LAGS] % season], scale)
+        * is_read[..., :RUNNING_LAGS]
+    )
+    slopes = [
+        _slope(levels, steps, span=span, season=season) / unit for span in (season, 3 * season if season > 1 else 4)
+    ]
+    first_level = (sums.first_season / sums.steps.clamp(min=1, max=season))[..., None]
+    slopes.append(torch.where(steps > season, (level - first_level) / (steps - season).clamp(min=1), 0.0) / unit)
+    distance = ahead + (season - 1) / 2  # from the middle of the last season
+    forecasts = [
+        last_season,
+        index_ahead,
+        older,
+        lags[..., :1] + zero,
+        lags[..., :3].mean(-1, keepdim=True) + zero,
+        *((slope * distance).clamp(-_MAX_UNITS, _MAX_UNITS) for slope in slopes),
+    ]
+    scalars = _scalars(by_age, is_read, lags, sums, scale, slopes, index_ahead, season=season)
+    features = torch.cat(
+        [
+            lags.asinh(),
+            (last_season - index_ahead).asinh(),
+            index_ahead.asinh(),
+            (older - index_ahead).asinh(),
+            scalars,
+        ],
+        dim=-1,
+    )
+    return RunningView(features, torch.stack(forecasts, dim=-1))
+
+
+def combine_forecasts(
+    raw_weights: Float[Tensor, "*axes block forecast"], forecasts: Float[Tensor, "*axes block forecast"]
+) -> Float[Tensor, "*axes block"]:
+    """Returns the sum of the simple forecasts with weights that depend on the state; zeros give fixed weights.
+
+    Where the season is far larger than its changes, an error of a few percent in the sum of its weights would be larger than the
+    error of seasonal naive. So there the seasonal weights are moved until their sum is 1, but for about one unit of error.
+    """
+    weights = raw_weights + raw_weights.new_tensor(_PRIOR_WEIGHTS)
+    seasonal, others = weights[..., :_SEASONAL_FORECASTS], weights[..., _SEASONAL_FORECASTS:]
+    size = forecasts[..., :_SEASONAL_FORECASTS].square().mean(-2, keepdim=True).amax(-1, keepdim=True).sqrt()
+    total = seasonal.sum(-1, keepdim=True)
+    tied = torch.where(size > 0.01, 1 - ((1 - total) * size).tanh() / size.clamp(min=0.01), total)
+    seasonal = seasonal + (tied - total) / _SEASONAL_FORECASTS
+    return (torch.cat([seasonal, others], dim=-1) * forecasts).sum(-1)
+
+
+def _to_units(values: Float[Tensor, "*axes step"], scale: RunningScale) -> Float[Tensor, "*axes step"]:
+    return ((values - scale.level[..., None]) / scale.unit[..., None]).clamp(-_MAX_UNITS, _MAX_UNITS)
+
+
+def _log_ratio(first: Float[Tensor, "*axes"], second: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    return (first / second.clamp(min=_TINY) + 1e-3).log()
+
+
+def _levels_by_age(by_age: Float[Tensor, "*axes back"], season: int) -> Float[Tensor, "*axes age"]:
+    """Returns the mean of the season that ended at each step, the latest first."""
+    return by_age.unfold(-1, season, 1).mean(-1)
+
+
+def _seasonal_index(
+    by_age: Float[Tensor, "*axes back"],
+    levels: Float[Tensor, "*axes age"],
+    steps: Float[Tensor, "*axes one"],
+    *,
+    season: int,
+) -> Float[Tensor, "*axes phase"]:
+    """Returns the mean deviation from the level of the season that ended there, by phase, centred; later seasons weigh more."""
+    if season == 1:
+        return torch.zeros_like(by_age[..., :1])
+    count = RUNNING_CYCLES * season
+    age = torch.arange(count, device=by_age.device)
+    weight = _INDEX_DECAY ** (age // season) * (age + season <= steps)
+    deviation = (by_age[..., :count] - levels[..., :count]) * weight
+    sums, weights = (part.reshape(*part.shape[:-1], -1, season).sum(-2) for part in (deviation, weight))
+    index: Tensor = sums / weights.clamp(min=_TINY)
+    return index - index.mean(-1, keepdim=True)
+
+
+def _slope(
+    levels: Float[Tensor, "*axes age"], steps: Float[Tensor, "*axes one"], *, span: int, season: int
+) -> Float[Tensor, "*axes one"]:
+    """Returns the slope of the level over the last `span` steps, or over fewer where there are no more; 0 within a season."""
+    distance = (steps - season).clamp(min=0, max=span)
+    earlier = levels.gather(-1, distance.long())
+    return (levels[..., :1] - earlier) / distance.clamp(min=1)
+
+
+def _scalars(
+    by_age: Float[Tensor, "*axes back"],
+    is_read: Bool[Tensor, "*axes back"],
+    lags: Float[Tensor, "*axes lag"],
+    sums: Statistics,
+    scale: RunningScale,
+    slopes: list[Tensor],
+    index_ahead: Float[Tensor, "*axes block"],
+    *,
+    season: int,
+) -> Float[Tensor, "*axes scalar"]:
+    """Returns numbers that describe the past: its length, its volatility, autocorrelations, its range and its slopes."""
+    changes = (by_age[..., :-1] - by_age[..., 1:]) * is_read[..., 1:]
+    count = (is_read[..., 1:].sum(-1)).clamp(min=1)
+    unexplained = (lags[..., :-1] - lags[..., 1:]) * is_read[..., 1:RUNNING_LAGS]
+    few = max(season, 6)
+    mean_change = sums.change / (sums.steps - 1).clamp(min=1)
+    scalars = [
+        sums.steps.clamp(min=1).log() - 3,
+        (sums.steps / season + 0.1).log() - 1,
+        torch.full_like(scale.unit, math.log(season) - 1.5),
+        torch.full_like(scale.unit, float(season == 1)),
+        _log_ratio(mean_change, scale.unit),
+        _log_ratio(changes[..., :few].abs().sum(-1) / (sums.steps - 1).clamp(min=1, max=few), mean_change),
+        _log_ratio(changes.abs().sum(-1) / count, mean_change),
+        _log_ratio(
+            unexplained.abs().sum(-1) / (sums.steps - 1).clamp(min=1, max=RUNNING_LAGS - 1), torch.ones_like(scale.unit)
+        ),
+        _autocorrelation(changes),
+        _autocorrelation(unexplained),
+        ((scale.level - sums.low.float()) / scale.unit).asinh(),
+        ((sums.high.float() - scale.level) / scale.unit).asinh(),
+        sums.missing / sums.steps.clamp(min=1),
+        *((season * slope[..., 0]).asinh() for slope in slopes),
+        index_ahead.square().mean(-1).sqrt().log1p(),
+    ]
+    assert len(scalars) == _NUM_SCALARS
+    return torch.stack(scalars, dim=-1).clamp(-_MAX_FEATURE, _MAX_FEATURE)
+
+
+def _autocorrelation(values: Float[Tensor, "*axes step"]) -> Float[Tensor, "*axes"]:
+    return (values[..., 1:] * values[..., :-1]).sum(-1) / values.square().sum(-1).clamp(min=1e-12)
