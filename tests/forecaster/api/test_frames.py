@@ -82,9 +82,9 @@ def test_frames_of_pyarrow_stay_frames_of_pyarrow(model: Forecaster, frame: pd.D
 def test_frames_of_polars_stay_frames_of_polars(model: Forecaster, frame: pd.DataFrame) -> None:
     polars = pytest.importorskip("polars")
     given = polars.from_pandas(frame).with_columns(polars.col("ds").cast(polars.Date))
-    result, expected = model.predict(given, level=80), model.predict(level=80)
-    assert isinstance(result, polars.DataFrame)
+    expected, result = model.predict(level=80), model.predict(given, level=80)
     assert model.warnings.schema["warning"] == polars.String  # also without a row
+    assert isinstance(result, polars.DataFrame)
     assert result.schema["ds"] == polars.Date
     assert result.schema["unique_id"] == given.schema["unique_id"]
     np.testing.assert_array_equal(result["forecaster-hi-80"].to_numpy(), expected["forecaster-hi-80"])
