@@ -399,7 +399,8 @@ def _cached_period_end(timestamp: pd.Timestamp, _zone: Any, _unit: str, freq: st
 
 
 def _localize_one(wall_time: Any, zone: Any) -> pd.Timestamp:
-    return wall_time if zone is None else localize(pd.DatetimeIndex([wall_time]), zone)[0]
+    timestamp: pd.Timestamp = wall_time if zone is None else localize(pd.DatetimeIndex([wall_time]), zone)[0]
+    return timestamp
 
 
 def is_period_running(timestamp: Timestamp, freq: str, now: datetime) -> bool:
