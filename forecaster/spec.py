@@ -31,7 +31,8 @@ LossWeighting = Literal["none", "seasonal_error"]
 InputMode = Literal["window", "history"]
 StatisticalModel = Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"]
 SpecName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-StepCount = Annotated[int, Field(ge=1, le=100_000)]
+MAX_STEPS = 100_000  # of a context or a horizon
+StepCount = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 RUNNING_LAGS = 24  # latest values that the features of the running scale contain
 RUNNING_CYCLES = 5  # seasons that a running seasonal index averages
 DIVERGENCE_FACTOR = 1e4  # a forecast beyond this multiple of the history's largest scaled value has diverged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 from forecaster.api.fitting import LAST_VALUE, ModelOptions, choose_spec, fit_spec, require_training
 from forecaster.api.tables import MODEL_COLUMN, rename_backtest_table, validate_calibration
 from forecaster.data.split import hold_out, rolling_origins
-from forecaster.errors import InputError
+from forecaster.errors import HistoryTooShort, InputError
 from forecaster.frequency.timestamps import Timestamp, Timestamps, format_timestamp, is_earlier, timestamp_at
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
@@ -39,6 +40,9 @@ def cross_validate(
     any series, otherwise a new one, fitted on the data before the first origins. With `refit` a new model is fitted at every
     origin, with the specification that was chosen for the first.
 
+    Origins are counted from the end of each series. If series end at different times, a fit has seen later dates of others, but
+    of no series a value after its own origin.
+
     Args:
         panel: All data.
         options: What is fitted.
@@ -56,14 +60,17 @@ def cross_validate(
     if not refit:
         predictor = fitted if fitted is not None and _was_fitted_before(fitted, before_first) else None
         if predictor is None:
-            spec = choose_spec(before_first, options, test_windows=0, progress=progress).spec
-            predictor = _fit_untested(before_first, spec, options, progress)
+            with _naming_windows(windows, stride):
+                spec = choose_spec(before_first, options, test_windows=0, progress=progress).spec
+                predictor = _fit_untested(before_first, spec, options, progress)
         return _forecast_origins(panel, predictor, windows=windows, stride=stride, columns=columns)
-    spec = choose_spec(before_first, options, test_windows=0, progress=progress).spec
+    with _naming_windows(windows, stride):
+        spec = choose_spec(before_first, options, test_windows=0, progress=progress).spec
     tables = []
     for offset in offsets:
-        history = hold_out(panel, offset, min_history=spec.min_steps + 1).history
-        predictor = _fit_untested(history, spec, options, progress)
+        with _naming_windows(windows, stride):
+            history = hold_out(panel, offset, min_history=spec.min_steps + 1).history
+            predictor = _fit_untested(history, spec, options, progress)
         up_to_window = hold_out(panel, offset - horizon).history if offset > horizon else panel
         tables.append(_forecast_origins(up_to_window, predictor, windows=1, stride=stride, columns=columns))
     table = pd.concat(tables, ignore_index=True)
@@ -135,6 +142,19 @@ def evaluate_model(
     if in_sample and is_trained_on.any():
         rows += score(result, is_trained_on, flag=True)
     return pd.DataFrame(rows), 0 if in_sample else int(is_trained_on.sum())
+
+
+@contextmanager
+def _naming_windows(windows: int, stride: int) -> Iterator[None]:
+    """Says of data that are too short for a fit that they are those before the windows."""
+    try:
+        yield
+    except HistoryTooShort as error:
+        raise HistoryTooShort(
+            f"{error.message} These are the data before the first of {windows} windows, {stride} steps apart: use fewer windows "
+            "(`n_windows`) or a smaller `step_size`.",
+            where=error.where,
+        ) from error
 
 
 def _fit_untested(panel: Panel, spec: Any, options: ModelOptions, progress: Progress) -> Predictor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ import pandas as pd
 
 from forecaster.api.frames import FrameStyle
 from forecaster.api.tables import MODEL_COLUMN
-from forecaster.errors import InputError
+from forecaster.data.frames.rows import ColumnNames
+from forecaster.errors import InputError, MissingColumn
 from forecaster.installation import require_package
 from forecaster.series import Panel
 
@@ -58,19 +59,34 @@ class ForecastExplanation:
         )
 
 
-def select_ids(available: Sequence[str], ids: Sequence[Any] | None, *, max_ids: int) -> list[str]:
-    """Returns the text of the requested ids, by default of the first; raises InputError for one that the data lack."""
+def select_ids(available: Sequence[str], ids: Any, *, max_ids: int, argument: str = "ids") -> list[str]:
+    """Returns the text of the requested ids, one or several, by default of the first.
+
+    Raises InputError, which names the argument, for an id that the data lack and for an empty list.
+    """
     if ids is None:
         return list(available[:max_ids])
-    wanted = [str(series_id) for series_id in ids]
+    wanted = [str(item) for item in ([ids] if isinstance(ids, str) or not isinstance(ids, Iterable) else ids)]
     missing = [series_id for series_id in wanted if series_id not in available]
-    if missing:
+    if missing or not wanted:
         raise InputError(
-            f"Expected ids of the data in `ids`; found {missing[0]!r}. The data have {', '.join(map(repr, available[:5]))}"
-            f"{' and more' if len(available) > 5 else ''}. Choose among them.",
-            where="ids",
+            f"Expected ids of the data in `{argument}`; found {repr(missing[0]) if missing else 'none'}. The data have "
+            f"{', '.join(map(repr, available[:5]))}{' and more' if len(available) > 5 else ''}. Choose among them.",
+            where=argument,
         )
     return wanted
+
+
+def validate_forecast_columns(rows: pd.DataFrame, names: ColumnNames) -> None:
+    """Raises MissingColumn for a frame that is no result of `predict`."""
+    required = (names.unique_id, names.ds, MODEL_COLUMN)
+    missing = [name for name in required if name not in rows]
+    if missing:
+        raise MissingColumn(
+            f"Expected the columns {', '.join(required)} in `forecast`; {', '.join(missing)} not found. Pass the result of "
+            "`predict`.",
+            where="forecast",
+        )
 
 
 def plot_forecasts(

@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from forecaster.api.messages import validate_counts
 from forecaster.data.frames.rows import ColumnNames
+from forecaster.data.frames.timestamps import load_time_zone
 from forecaster.errors import BadSpec, InputError
+from forecaster.frequency.timestamps import normalize_frequency
 from forecaster.installation import require_package
 from forecaster.progress import Progress
 from forecaster.series import Panel
 from forecaster.spec import Spec
+from forecaster.training.presets import parse_preset
 
 if TYPE_CHECKING:
     from forecaster.training.selection import SpecSelection
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 
 LAST_VALUE = "last_value"
 """The name of the forecast that repeats the last value, in reports."""
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+_ARGUMENTS = "the combination of arguments"
 
 
 @dataclass(frozen=True)
@@ -46,13 +52,6 @@ class ModelOptions:
     columns: ColumnNames = field(default_factory=ColumnNames)
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "members", "season"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(
-                    f"Expected a whole number of at least 1 for `{name}`; found {value!r}. Use a positive number.",
-                    where=name,
-                )
         if self.spec is None and self.horizon is None:
             raise BadSpec(
                 "Expected `horizon` or `spec`; found neither. Set the number of steps to forecast.", where="horizon"
@@ -63,12 +62,25 @@ class ModelOptions:
                 f"Expected `spec` or `{given[0]}`; found both. Set {given[0]!r} in the specification, or leave `spec` out.",
                 where=given[0],
             )
-        self.override(self.spec or Spec(name=self.name, context=1, horizon=self.horizon or 1))  # validates the rest
+        if self.preset is not None:
+            parse_preset(self.preset)
+        if self.accelerator not in _ACCELERATORS:
+            raise InputError(
+                f"Expected `accelerator` to be one of {', '.join(_ACCELERATORS)}; found {self.accelerator!r}. Use 'auto', which "
+                "takes a GPU if there is one.",
+                where="accelerator",
+            )
+        if self.freq is not None:
+            normalize_frequency(self.freq, where="freq")
+        if self.zone is not None:
+            load_time_zone(self.zone)
+        fields = {"name": self.name, "context": 1, "horizon": self.horizon}
+        self.override(self.spec or Spec.parse(fields, where=_ARGUMENTS))  # validates the rest
 
     def override(self, spec: Spec) -> Spec:
         """Returns a specification with the fields that the arguments set; raises BadSpec."""
         return spec.override(
-            horizon=self.horizon, members=self.members, blend=self.blend, seed=self.seed, where="the arguments"
+            horizon=self.horizon, members=self.members, blend=self.blend, seed=self.seed, where=_ARGUMENTS
         )
 
     @property
@@ -103,6 +115,12 @@ def columns_of_spec(spec: Spec) -> Mapping[str, tuple[str, ...]]:
     return {"covariates": spec.covariates, "static": spec.static_columns, "channels": spec.channels}
 
 
+def parse_count(argument: str, count: int | None) -> int | None:
+    """Returns a number of at least 1 as an int, also one of numpy; raises InputError, which names the argument."""
+    validate_counts(**{argument: count})
+    return None if count is None else int(count)
+
+
 def parse_names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
     """Returns the names that an argument lists; raises InputError for one name without a list."""
     if isinstance(names, str):
@@ -122,8 +140,11 @@ def parse_spec(spec: Spec | Mapping[str, Any] | None) -> Spec | None:
 def choose_spec(panel: Panel, options: ModelOptions, *, test_windows: int, progress: Progress) -> SpecSelection:
     """Returns the given specification, or the best variant of a preset on the windows before the test."""
     require_training()
+    from forecaster.training.fit import validate_device
     from forecaster.training.selection import SpecSelection, select_spec
 
+    if options.accelerator not in ("auto", "cpu"):
+        validate_device(accelerator=options.accelerator, devices="1")
     if options.spec is not None:
         return SpecSelection(options.override(options.spec))
     selection = select_spec(

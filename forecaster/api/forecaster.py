@@ -12,8 +12,16 @@ import numpy as np
 import pandas as pd
 
 from forecaster.api import storage
-from forecaster.api.figures import ForecastExplanation, plot_forecasts, select_ids
-from forecaster.api.fitting import ModelOptions, choose_spec, fit_spec, parse_names, parse_spec, require_training
+from forecaster.api.figures import ForecastExplanation, plot_forecasts, select_ids, validate_forecast_columns
+from forecaster.api.fitting import (
+    ModelOptions,
+    choose_spec,
+    fit_spec,
+    parse_count,
+    parse_names,
+    parse_spec,
+    require_training,
+)
 from forecaster.api.frames import FrameStyle, read_future
 from forecaster.api.messages import (
     collect_forecasts,
@@ -33,14 +41,14 @@ from forecaster.api.tables import (
 )
 from forecaster.bundle import artifact
 from forecaster.data.frames.rows import ColumnNames
-from forecaster.errors import InputError
+from forecaster.errors import HorizonOutOfRange, InputError
 from forecaster.frequency.timestamps import format_timestamp
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.progress.display import create_display
 from forecaster.series import Panel
-from forecaster.spec import Spec
+from forecaster.spec import MAX_STEPS, Spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,6 +82,12 @@ class Forecaster:
         accelerator: "auto" fits on a GPU if there is one, "cpu" never does.
 
     Raises BadSpec or InputError for arguments that no data could be fitted with.
+
+    Example:
+        >>> model = Forecaster(horizon=12).fit(df)
+        >>> model.predict(level=80)  # unique_id, ds, forecaster, forecaster-lo-80, forecaster-hi-80
+        >>> model.cross_validation(df, n_windows=2)  # unique_id, ds, cutoff, y, forecaster
+        >>> Forecaster.load(model.save("model")).predict(df)
     """
 
     @with_argument_names
@@ -100,16 +114,16 @@ class Forecaster:
         accelerator: str = "auto",
     ) -> None:
         self._options = ModelOptions(
-            horizon=horizon,
+            horizon=parse_count("horizon", horizon),
             freq=freq,
             spec=parse_spec(spec),
             preset=preset,
-            members=members,
+            members=parse_count("members", members),
             blend=parse_names("blend", blend),
             covariates=parse_names("covariates", covariates),
             static=parse_names("static", static),
             channels=parse_names("channels", channels),
-            season=season,
+            season=parse_count("season", season),
             zone=zone,
             drop_partial=drop_partial,
             name=name,
@@ -130,8 +144,11 @@ class Forecaster:
             df: The data.
             test_windows: Rolling origins that are held out from the fit to test the model; 0 fits on all data without a test.
             progress: Whether to show the progress, or what receives it.
+        Raises:
+            InputError: A subclass of it, for data that are invalid or too short.
+            MissingPackage: The packages of the extra `train` are not installed.
         """
-        if isinstance(test_windows, bool) or not isinstance(test_windows, int) or test_windows < 0:
+        if isinstance(test_windows, bool) or not isinstance(test_windows, (int, np.integer)) or test_windows < 0:
             raise InputError(
                 f"Expected `test_windows` of at least 0; found {test_windows!r}. Use 0 to fit on all data.",
                 where="test_windows",
@@ -165,23 +182,23 @@ class Forecaster:
 
         Args:
             df: The histories, also of new series; by default those of the fit.
-            horizon: Steps ahead; by default the model's.
-            X_df: The future of the covariates: id, timestamp and one column each.
+            horizon: Steps ahead; by default the model's. It may be longer than that of the fit, and is at most 100,000.
+            X_df: The future of the covariates, after the histories: id, timestamp and one column each.
             level: Prediction intervals in percent: 80 gives `forecaster-lo-80` and `forecaster-hi-80`.
             quantiles: Quantiles between 0 and 1: 0.1 gives `forecaster-q-0.1`.
             num_samples: Sample paths, as columns `forecaster-sample-0` and so on; the head must be a distribution.
             seed: Seed of the sample paths.
         Returns:
-            A frame of the same library with the columns `unique_id, ds, forecaster` and the requested ones.
+            A frame of the same library with the columns `unique_id, ds, forecaster` and the requested ones; one row per step.
+        Raises:
+            InputError: There is no model, no histories, or `X_df` does not belong to them.
+            LevelOutOfRange: `level` or `quantiles` are out of range, or the model is not calibrated.
+            BadSpec: Sample paths of a model without a distribution.
         """
         predictor, columns = self._get_predictor(), plan_quantile_columns(level, quantiles)
         steps = self._validate_horizon(horizon)
         validate_calibration(predictor.fitted_model, columns)
-        if num_samples is not None and num_samples < 1:
-            raise InputError(
-                f"Expected `num_samples` of at least 1; found {num_samples}. Leave it out for no sample paths.",
-                where="num_samples",
-            )
+        validate_counts(num_samples=num_samples)
         panel, style = self._read_histories(df, X_df)
         outcomes = predictor.forecast_batch(panel.series, steps, levels=sorted(set(columns.values())))
         forecasts, messages = collect_forecasts(panel, outcomes)
@@ -210,7 +227,8 @@ class Forecaster:
 
         Without `refit` one model serves all origins: this one, if it was fitted on nothing after the first of them, otherwise a
         new one, fitted on the data before the first; this forecaster stays as it is. With `refit` a new model is fitted at
-        every origin.
+        every origin. Origins are counted from the end of each series. If series end at different times, a fit may have seen later
+        dates of other series, but of no series a value after its own first origin.
 
         Args:
             df: The data; by default those of the fit.
@@ -221,6 +239,8 @@ class Forecaster:
             progress: As for `fit`.
         Returns:
             A frame of the same library with the columns `unique_id, ds, cutoff, y, forecaster` and the requested ones.
+        Raises:
+            HistoryTooShort: The data before the first origin are too short for a fit.
         """
         from forecaster.api.cross_validation import cross_validate
 
@@ -269,6 +289,8 @@ class Forecaster:
         Returns:
             A frame of the same library, one row per forecaster: `forecaster, in_sample, windows, mase, rmsse, smape, mae`, and
             `wql, coverage_80, coverage_95` of a calibrated model.
+        Raises:
+            InputError: Windows reach into the training data, and `in_sample` is False.
         """
         from forecaster.api.cross_validation import evaluate_model
 
@@ -289,7 +311,7 @@ class Forecaster:
         df: Any = None,
         forecast: Any = None,
         *,
-        ids: Sequence[Any] | None = None,
+        ids: Any = None,
         max_ids: int = 6,
         history_steps: int = 100,
     ) -> Figure:
@@ -298,19 +320,21 @@ class Forecaster:
         Args:
             df: The histories; by default those of the fit.
             forecast: The result of `predict`; by default a new forecast with 80 % and 95 % intervals.
-            ids: The series to plot; by default the first.
+            ids: The series to plot, one id or several; by default the first.
             max_ids: The most series if `ids` are not given.
             history_steps: The most steps of each history.
         """
+        validate_counts(max_ids=max_ids, history_steps=history_steps)
         panel, _ = self._read_histories(df)
+        plotted = select_ids([series.id for series in panel.series], ids, max_ids=max_ids)
         if forecast is None:
             level = [80, 95] if self._get_predictor().fitted_model.calibration is not None else None
             forecast = self.predict(df, level=level)
-        rows = read_future(forecast, self._options.columns).rename(
-            columns=dict(zip(self._options.columns, ColumnNames(), strict=True))
-        )
+        names = self._options.columns
+        rows = read_future(forecast, names, argument="forecast")
+        validate_forecast_columns(rows, names)
+        rows = rows.rename(columns=dict(zip(names, ColumnNames(), strict=True)))
         rows = rows.assign(unique_id=rows["unique_id"].map(str))
-        plotted = select_ids([series.id for series in panel.series], ids, max_ids=max_ids)
         return plot_forecasts(panel, rows, plotted, history_steps=history_steps, label=self._options.columns.y)
 
     @with_argument_names
@@ -333,7 +357,8 @@ class Forecaster:
             steps: The number of latest steps to explain.
         """
         require_training()
-        from forecaster.explain.attribution import MAX_STEPS, explain
+        from forecaster.explain.attribution import MAX_STEPS as MAX_EXPLAINED_STEPS
+        from forecaster.explain.attribution import explain
 
         validate_counts(steps=steps)
         model = self._get_fitted_model()
@@ -345,9 +370,15 @@ class Forecaster:
                 f"{available[0]!r}.",
                 where="unique_id",
             )
-        chosen = available[0] if unique_id is None else select_ids(available, [unique_id], max_ids=1)[0]
+        chosen = (
+            available[0]
+            if unique_id is None
+            else select_ids(available, [unique_id], max_ids=1, argument="unique_id")[0]
+        )
         series = panel.series[available.index(chosen)]
-        explanation = explain(model, series, horizon=self._validate_horizon(horizon), steps=min(steps, MAX_STEPS))
+        explanation = explain(
+            model, series, horizon=self._validate_horizon(horizon), steps=min(steps, MAX_EXPLAINED_STEPS)
+        )
         return ForecastExplanation(explanation, style)
 
     @with_argument_names
@@ -358,6 +389,8 @@ class Forecaster:
             path: The new folder.
             histories: Whether to keep the histories of the fit in the bundle, so that `predict` of a loaded model needs no data.
             overwrite: Whether to replace a bundle that is there.
+        Raises:
+            BundleError: Something is at that path, and is not to be replaced or is no bundle.
         """
         require_training()
         from forecaster.training.model_card import render_model_card
@@ -391,6 +424,9 @@ class Forecaster:
             path: The folder, or the address of a registered model.
             tracking_uri: The registry; by default MLFLOW_TRACKING_URI, or the database of the root folder.
             freq, zone, drop_partial, id_col, time_col, target_col: How to read later frames, as in `Forecaster`.
+        Raises:
+            BundleError: There is no bundle at that path.
+            NoSuchModel: There is no registry, or it has no such model.
         """
         with storage.open_bundle(path, tracking_uri=tracking_uri) as folder:
             predictor, histories = artifact.load_predictor(folder, clock=_read_clock), artifact.load_histories(folder)
@@ -466,7 +502,13 @@ class Forecaster:
 
     def _validate_horizon(self, horizon: int | None) -> int:
         validate_counts(horizon=horizon)
-        return horizon or self.spec.horizon
+        if horizon is not None and horizon > MAX_STEPS:
+            raise HorizonOutOfRange(
+                f"Expected a `horizon` of at most {MAX_STEPS} steps; found {horizon}. Forecast fewer steps, or use a model of a "
+                "coarser frequency.",
+                where="horizon",
+            )
+        return int(horizon or self.spec.horizon)
 
     def _read_histories(self, df: Any, future: Any = None) -> PanelInput:
         """Returns the panel of a frame, or that of the fit, with the future of its covariates."""

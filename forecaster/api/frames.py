@@ -69,7 +69,7 @@ def read_frame(data: Any, names: ColumnNames, *, extra_columns: Sequence[str] = 
 
     1. Long: columns for id, timestamps and values.
     2. One series: timestamps (a column or a pandas DatetimeIndex) and values, without ids.
-    3. A pandas Series with a DatetimeIndex.
+    3. A pandas Series with a DatetimeIndex, or with ids and timestamps in its index.
     4. Wide: timestamps, and neither a column of ids nor one of values: every other column is a series with its name as id.
 
     Args:
@@ -100,20 +100,23 @@ def read_frame(data: Any, names: ColumnNames, *, extra_columns: Sequence[str] = 
     return InputFrame(frame, _build_style(frame, names, library, schema))
 
 
-def read_future(data: Any, names: ColumnNames) -> pd.DataFrame:
-    """Reads a frame of future covariates, one row per series and timestamp."""
-    frame = _index_to_columns(data, names) if isinstance(data, pd.DataFrame) else _to_pandas(_open_frame(data))
+def read_future(data: Any, names: ColumnNames, *, argument: str) -> pd.DataFrame:
+    """Reads a frame of future covariates or forecasts, one row per series and timestamp; errors name the argument."""
+    frame = (
+        _index_to_columns(data, names) if isinstance(data, pd.DataFrame) else _to_pandas(_open_frame(data, argument))
+    )
     return frame.drop(columns=[name for name in (names.y,) if name in frame])
 
 
-def _open_frame(data: Any) -> nw.DataFrame[Any]:
+def _open_frame(data: Any, argument: str = "df") -> nw.DataFrame[Any]:
     try:
         return nw.from_native(data, eager_only=True)
     except TypeError as error:
+        series = ", or a pandas Series with a DatetimeIndex" if argument == "df" else ""
         raise InputError(
-            "Expected a data frame of pandas, polars or pyarrow, or a pandas Series with a DatetimeIndex; found "
+            f"Expected a data frame of pandas, polars or pyarrow{series} for `{argument}`; found "
             f"{type(data).__module__.split('.')[0]}.{type(data).__name__}. Collect a lazy frame, or convert the data to a frame.",
-            where="df",
+            where=argument,
         ) from error
 
 
@@ -125,6 +128,8 @@ def _to_pandas(native: nw.DataFrame[Any]) -> pd.DataFrame:
 
 
 def _series_to_rows(series: pd.Series, names: ColumnNames) -> pd.DataFrame:
+    if {names.unique_id, names.ds} <= set(series.index.names):
+        return series.rename(names.y).reset_index(level=[names.unique_id, names.ds])
     if not isinstance(series.index, (pd.DatetimeIndex, pd.PeriodIndex)):
         raise InputError(
             f"Expected a Series with a DatetimeIndex; its index is a {type(series.index).__name__}. Set the timestamps as its "
@@ -163,6 +168,7 @@ def _unpivot(frame: pd.DataFrame, names: ColumnNames, extra_columns: Sequence[st
             where=names.y,
         )
     rows = frame.melt(id_vars=names.ds, value_vars=columns, var_name=names.unique_id, value_name=names.y)
+    rows[names.unique_id] = rows[names.unique_id].infer_objects()  # numbers beside the text of the column of timestamps
     is_observed = rows[names.y].notna()
     return rows[is_observed.groupby(rows[names.unique_id], sort=False).cummax()].reset_index(drop=True)
 
@@ -182,6 +188,8 @@ def _build_style(frame: pd.DataFrame, names: ColumnNames, library: Any, schema: 
 
 def _to_arrow(pyarrow: Any, values: pd.Series) -> Any:
     """Converts a column; pyarrow's own conversion of zoned timestamps gives a warning with pandas 3.1."""
+    if values.dtype == object and values.empty:  # its type cannot be inferred
+        return pyarrow.array([], type=pyarrow.string())
     if not isinstance(values.dtype, pd.DatetimeTZDtype):
         return pyarrow.Array.from_pandas(values)
     zone = str(values.dt.tz)

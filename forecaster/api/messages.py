@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from numbers import Number
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, ParamSpec, TypeVar
@@ -83,9 +84,14 @@ def validate_counts(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and (isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1):
             raise InputError(
-                f"Expected a whole number of at least 1 for `{name}`; found {count!r}. Use a positive number.",
+                f"Expected a whole number of at least 1 for `{name}`; found {_describe(count)}. Use a positive number.",
                 where=name,
             )
+
+
+def _describe(value: object) -> str:
+    """Returns the text of a number, or the type of anything else: a frame is long."""
+    return repr(value) if isinstance(value, (str, Number)) else f"an object of type {type(value).__name__}"
 
 
 def warn_about_data(messages: Iterable[str]) -> None:

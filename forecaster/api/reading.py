@@ -12,6 +12,7 @@ import pandas as pd
 from forecaster.api.fitting import ModelOptions, columns_of_spec
 from forecaster.api.frames import FrameStyle, InputFrame, read_frame, read_future
 from forecaster.api.messages import warn_about_data
+from forecaster.data.frames.columns import validate_columns
 from forecaster.data.frames.panel import to_frame, to_panel
 from forecaster.data.frames.rows import ColumnNames
 from forecaster.data.frames.timestamps import parse_timestamp_column
@@ -96,7 +97,8 @@ class DataReader(NamedTuple):
                 "Expected no `X_df`, because this model has no covariates. Leave it out, or fit with `covariates`.",
                 where="X_df",
             )
-        later = read_future(future, names)
+        validate_columns(rows, required=names, optional=[name for listed in columns.values() for name in listed])
+        later = read_future(future, names, argument="X_df")
         if names.unique_id not in later and names.unique_id in rows and rows[names.unique_id].nunique() == 1:
             later = later.assign(**{names.unique_id: rows[names.unique_id].iloc[0]})
         missing = [name for name in (names.unique_id, names.ds, *columns["covariates"]) if name not in later]
@@ -122,6 +124,7 @@ class DataReader(NamedTuple):
         if static:
             features = rows.drop_duplicates(names.unique_id)[[names.unique_id, *static]]
             later = later.merge(features, on=names.unique_id, how="left")
+        _refuse_overlap(rows, later, names)
         both = pd.concat([rows, later[[name for name in rows.columns if name in later]]], ignore_index=True)
         codes, _ = pd.factorize(both[names.unique_id])
         return both.iloc[np.argsort(codes, kind="stable")].reset_index(drop=True)
@@ -132,3 +135,19 @@ class DataReader(NamedTuple):
         return parse_timestamp_column(
             rows[names.ds], column=names.ds, freq=None, zone=self.options.zone, series_codes=codes.astype(np.int64)
         ).timestamps
+
+
+def _refuse_overlap(rows: pd.DataFrame, later: pd.DataFrame, names: ColumnNames) -> None:
+    """Raises InputError for a row of `X_df` whose timestamp a history has with a value."""
+    keys = [names.unique_id, names.ds]
+    if rows[names.ds].dtype != later[names.ds].dtype:
+        return  # the same text may be another timestamp; a duplicate is refused later
+    observed = pd.MultiIndex.from_frame(rows.loc[rows[names.y].notna(), keys])
+    repeated = pd.MultiIndex.from_frame(later[keys]).isin(observed)
+    if repeated.any():
+        first = later[repeated].iloc[0]
+        raise InputError(
+            f"Expected rows after the histories in `X_df`; series {str(first[names.unique_id])!r} has a value at "
+            f"{first[names.ds]} already. Leave out the {int(repeated.sum())} rows of the past.",
+            where="X_df",
+        )

@@ -32,6 +32,12 @@ def open_bundle(address: str | os.PathLike[str], *, tracking_uri: str | None) ->
                 "'models:/NAME@champion'.",
                 where=text,
             )
+        if not (folder / MANIFEST_FILE).is_file():
+            raise BundleError(
+                f"Expected the folder of a bundle at {folder}; it has no {MANIFEST_FILE}. Check the path: `save` returns the "
+                "folder that it wrote.",
+                where=text,
+            )
         yield folder
         return
     match = _REGISTRY_ADDRESS.fullmatch(text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,35 +24,46 @@ def plan_quantile_columns(level: Levels, quantiles: Levels) -> dict[str, float]:
     Raises LevelOutOfRange.
     """
     columns: dict[str, float] = {}
-    percents = _to_sequence(level)
-    if percents and all(percent < 1 for percent in percents):
+    percents = _to_numbers(level, "level")
+    if percents and all(0 < percent < 1 for percent in percents):
         raise LevelOutOfRange(
             f"Expected `level` in percent; found {', '.join(f'{percent:g}' for percent in percents)}. Write 80 for an 80 % "
             "interval, or pass `quantiles`.",
             where="level",
         )
     for percent in percents:
-        if not 0 < percent < 100:
+        bounds = {side: round((1 + sign * percent / 100) / 2, 9) for side, sign in (("lo", -1), ("hi", 1))}
+        if not 0 < bounds["lo"] < bounds["hi"] < 1:
             raise LevelOutOfRange(
-                f"Expected `level` in percent, between 0 and 100; found {percent:g}. Write 80 for an 80 % interval.",
+                f"Expected `level` in percent, between 0 and 100; found {percent:.12g}. Write 80 for an 80 % interval.",
                 where="level",
             )
-        for side, sign in (("lo", -1), ("hi", 1)):
-            columns[f"{MODEL_COLUMN}-{side}-{percent:g}"] = round((1 + sign * percent / 100) / 2, 9)
-    for quantile in _to_sequence(quantiles):
+        columns |= {f"{MODEL_COLUMN}-{side}-{percent:g}": quantile for side, quantile in bounds.items()}
+    for quantile in _to_numbers(quantiles, "quantiles"):
         if not 0 < quantile < 1:
             raise LevelOutOfRange(
                 f"Expected `quantiles` between 0 and 1; found {quantile:g}. Write 0.9 for the upper bound of an 80 % interval.",
                 where="quantiles",
             )
-        columns[f"{MODEL_COLUMN}-q-{quantile:g}"] = float(quantile)
+        columns[f"{MODEL_COLUMN}-q-{quantile:g}"] = quantile
     return columns
 
 
-def _to_sequence(values: Levels) -> list[float]:
+def _to_numbers(values: Levels, argument: str) -> list[float]:
+    """Returns one number or several as a list; raises LevelOutOfRange for anything else."""
     if values is None:
         return []
-    return [float(values)] if isinstance(values, (int, float)) else [float(value) for value in values]
+    listed: list[Any] = (
+        [values] if isinstance(values, (str, bytes)) or not isinstance(values, Iterable) else list(values)
+    )
+    invalid = [value for value in listed if isinstance(value, bool) or not isinstance(value, Real)]
+    if invalid:
+        raise LevelOutOfRange(
+            f"Expected one number or a list of numbers for `{argument}`; found {invalid[0]!r}. Write "
+            f"{'[80, 95]' if argument == 'level' else '[0.1, 0.9]'}.",
+            where=argument,
+        )
+    return [float(value) for value in listed]
 
 
 def validate_calibration(model: FittedModel | StoredModel, columns: Mapping[str, float]) -> None:

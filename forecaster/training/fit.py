@@ -172,14 +172,14 @@ def validate_device(*, accelerator: str, devices: str) -> None:
     except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"Expected an accelerator of this machine and one of its devices; found accelerator {accelerator!r} with devices "
-            f"{devices!r} ({' '.join(str(error).split()).rstrip('.')}). Use --accelerator auto, which takes a GPU if there is "
-            "one that this PyTorch supports.",
+            f"{devices!r} ({' '.join(str(error).split()).rstrip('.')}). Use the accelerator 'auto', which takes a GPU if there "
+            "is one that this PyTorch supports.",
             where="accelerator",
         ) from error
     if trainer.num_devices != 1:
         raise InputError(
             f"Expected one device, because a training uses one; found {trainer.num_devices} for devices {devices!r}. Name a "
-            "device by its index and a comma (--devices 0,), and start several trainings to use several devices.",
+            "device by its index and a comma (0,), and start several trainings to use several devices.",
             where="devices",
         )
 

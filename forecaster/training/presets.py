@@ -64,12 +64,7 @@ def build_candidate_specs(
     """
     given_season = season
     season = season or default_season(panel.freq)
-    chosen = cast("Preset", preset or _PRESET_OF_SEASON.get(season, "hourly"))
-    if chosen not in get_args(Preset):
-        raise BadSpec(
-            f"Expected one of the presets {', '.join(get_args(Preset))}; found {chosen!r}. Choose one of them.",
-            where="preset",
-        )
+    chosen = _PRESET_OF_SEASON.get(season, "hourly") if preset is None else parse_preset(preset)
     if chosen == "classic":
         return [_build_classic_spec(horizon, name, given_season)]
     lengths = [len(item) for item in panel.series]
@@ -114,6 +109,16 @@ def build_validation_fields(windows: int, *, horizon: int, season: int) -> dict[
     steps = (windows - 1) * horizon
     stride = season * -(-steps // (_MAX_OVERLAPPING_WINDOWS * season))
     return {"valid_windows": 1 + steps // stride, "valid_stride": stride}
+
+
+def parse_preset(name: str) -> Preset:
+    """Returns the preset of a name; raises BadSpec."""
+    if name not in get_args(Preset):
+        raise BadSpec(
+            f"Expected one of the presets {', '.join(get_args(Preset))}; found {name!r}. Choose one of them.",
+            where="preset",
+        )
+    return cast("Preset", name)
 
 
 def _preset_variants(preset: Preset, horizon: int, season: int, available_steps: int) -> list[dict[str, Any]]:

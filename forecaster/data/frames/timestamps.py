@@ -74,7 +74,7 @@ def parse_timestamp_column(
     _validate_no_missing(datetimes.isna(), column)
     datetimes = _to_microseconds(datetimes, column)
     if zone is not None:
-        time_zone = _load_time_zone(zone)
+        time_zone = load_time_zone(zone)
         if datetimes.tz is not None:
             datetimes = datetimes.tz_convert(time_zone)
         else:
@@ -239,7 +239,8 @@ def _to_microseconds(datetimes: pd.DatetimeIndex, column: str) -> pd.DatetimeInd
     return exact
 
 
-def _load_time_zone(name: str) -> ZoneInfo:
+def load_time_zone(name: str) -> ZoneInfo:
+    """Returns the time zone of a name; raises ZoneUnknown."""
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError

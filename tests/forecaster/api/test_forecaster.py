@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,11 +23,14 @@ from forecaster.errors import (
     BundleError,
     CovariateUnknown,
     ForecasterError,
+    FrequencyUnknown,
     HistoryTooShort,
+    HorizonOutOfRange,
     LevelOutOfRange,
     MissingColumn,
     MissingPackage,
     NoSuchModel,
+    ZoneUnknown,
 )
 from forecaster.prediction.predictor import Predictor
 from forecaster.spec import Spec
@@ -115,6 +119,12 @@ def test_covariates_and_static_features_come_from_the_frame_and_from_the_future(
     with pytest.raises(InputError, match=r"found '9'") as caught:
         forecaster.predict(X_df=future.assign(unique_id=9))
     assert caught.value.where == "X_df"
+    with pytest.raises(InputError, match="series '1' has a value at 2015-01-01 00:00:00 already"):
+        forecaster.predict(X_df=pd.concat([rows, future]))
+    with pytest.raises(MissingColumn, match="region not found among"):
+        forecaster.predict(rows.drop(columns="region"), X_df=future)
+    with pytest.raises(InputError, match=r"for `X_df`; found builtins.dict"):
+        forecaster.predict(X_df={})
 
 
 def test_a_preset_gets_columns_season_and_seed(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +251,7 @@ def test_a_plot_has_one_pair_of_axes_for_each_series_and_shows_itself_in_a_noteb
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["history", "80 % interval", "forecast"]
     assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
     assert len(model.plot(max_ids=1).axes) == 1
+    assert [axes.get_title(loc="left") for axes in model.plot(ids=2).axes] == ["2"]
 
 
 INVALID_CALLS: dict[str, tuple[Callable[[Forecaster, pd.DataFrame], Any], type[ForecasterError], str]] = {
@@ -250,7 +261,7 @@ INVALID_CALLS: dict[str, tuple[Callable[[Forecaster, pd.DataFrame], Any], type[F
     "an invalid field": (lambda *_: Forecaster(spec=make_fields(horizon=-1)), BadSpec, "horizon"),
     "too many members": (lambda *_: Forecaster(12, members=1000), BadSpec, "members"),
     "a name instead of a list": (lambda *_: Forecaster(12, covariates="price"), InputError, r"Write \['price'\]"),
-    "an unknown preset": (lambda _, df: Forecaster(6, preset="annual").fit(df), BadSpec, "classic, yearly"),
+    "an unknown preset": (lambda *_: Forecaster(6, preset="annual"), BadSpec, "classic, yearly"),
     "negative test windows": (lambda _, df: Forecaster(6).fit(df, test_windows=-1), InputError, "`test_windows`"),
     "no fit": (lambda *_: Forecaster(6).predict(), InputError, r"fit\(df\)"),
     "other columns": (
@@ -268,17 +279,60 @@ INVALID_CALLS: dict[str, tuple[Callable[[Forecaster, pd.DataFrame], Any], type[F
     "a share as level": (lambda model, _: model.predict(level=0.8), LevelOutOfRange, "`level` in percent"),
     "a percentage as quantile": (lambda model, _: model.predict(quantiles=[90]), LevelOutOfRange, "`quantiles`"),
     "samples of a point head": (lambda model, _: model.predict(num_samples=3), BadSpec, "distribution"),
+    "text as level": (lambda model, _: model.predict(level="80"), LevelOutOfRange, r"`level`; found '80'"),
+    "a level of almost all": (
+        lambda model, _: model.predict(level=99.9999999999),
+        LevelOutOfRange,
+        "`level` in percent",
+    ),
+    "a level of zero": (lambda model, _: model.predict(level=0), LevelOutOfRange, "between 0 and 100; found 0"),
+    "a list within a list": (lambda model, _: model.predict(quantiles=[[0.1]]), LevelOutOfRange, r"found \[0.1\]"),
+    "text as samples": (lambda model, _: model.predict(num_samples="3"), InputError, "`num_samples`; found '3'"),
+    "half a sample": (lambda model, _: model.predict(num_samples=2.5), InputError, "`num_samples`; found 2.5"),
+    "a horizon without end": (lambda model, _: model.predict(horizon=10**9), HorizonOutOfRange, "`horizon` of at most"),
+    "a frame as horizon": (lambda model, df: model.predict(df, df), InputError, "found an object of type DataFrame"),
+    "a horizon beyond the limit": (lambda *_: Forecaster(10**6), BadSpec, "horizon"),
+    "a name with a slash": (lambda *_: Forecaster(6, name="a/b"), BadSpec, "name: "),
+    "an unknown zone": (lambda *_: Forecaster(6, zone="Mars"), ZoneUnknown, "found 'Mars'"),
+    "an unknown frequency": (lambda *_: Forecaster(6, freq="soon"), FrequencyUnknown, "'soon'"),
+    "an unknown accelerator": (lambda *_: Forecaster(6, accelerator="abacus"), InputError, "`accelerator`"),
     "no samples": (lambda model, _: model.predict(num_samples=0), InputError, "`num_samples`"),
     "a future without covariates": (lambda model, df: model.predict(X_df=df), InputError, "`X_df`"),
     "no window": (lambda model, df: model.cross_validation(df, 0), InputError, "`n_windows`"),
     "too many windows": (lambda model, df: model.cross_validation(df, 12), HistoryTooShort, "Holding out"),
-    "an unknown series to explain": (lambda model, _: model.explain(unique_id=7), InputError, "found '7'"),
+    "windows without data before them": (
+        lambda model, df: model.cross_validation(df, 9, progress=False),
+        HistoryTooShort,
+        "before the first of 9 windows, 6 steps apart: use fewer windows \\(`n_windows`",
+    ),
+    "a folder that is no bundle": (
+        lambda *_: Forecaster.load(Path(__file__).parent),
+        BundleError,
+        r"has no manifest\.json",
+    ),
+    "an unknown series to explain": (lambda model, _: model.explain(unique_id=7), InputError, "`unique_id`; found '7'"),
+    "an unknown series to plot": (lambda model, _: model.plot(ids=7), InputError, "`ids`; found '7'"),
+    "no series to plot": (lambda model, _: model.plot(ids=[]), InputError, "`ids`; found none"),
+    "a plot of no series": (lambda model, _: model.plot(max_ids=0), InputError, "`max_ids`"),
+    "a plot of no history": (lambda model, _: model.plot(history_steps=0), InputError, "`history_steps`"),
+    "a plot of data as forecast": (
+        lambda model, df: model.plot(df, df),
+        MissingColumn,
+        "in `forecast`; forecaster not",
+    ),
     "no series to explain": (lambda model, _: model.explain(), InputError, "`unique_id`"),
     "no bundle": (lambda *_: Forecaster.load("nowhere"), BundleError, "nowhere"),
     "a misspelt address": (lambda *_: Forecaster.load("models:hospital"), InputError, "models:/hospital@champion"),
 }
 
 
+@pytest.fixture
+def _without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The types of arguments are checked in tests only."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("_without_type_checks")
 @pytest.mark.parametrize("case", INVALID_CALLS)
 def test_errors_name_the_arguments_of_python(case: str, model: Forecaster, frame: pd.DataFrame) -> None:
     call, error_class, match = INVALID_CALLS[case]
@@ -287,6 +341,14 @@ def test_errors_name_the_arguments_of_python(case: str, model: Forecaster, frame
     assert "--" not in caught.value.message
     assert str(caught.value) == caught.value.message
     assert caught.value.message.endswith(".")
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+def test_numbers_of_numpy_are_accepted(model: Forecaster) -> None:
+    assert repr(Forecaster(np.int64(6))) == "Forecaster(horizon=6), not fitted"
+    expected = model.predict(horizon=4, level=80, quantiles=0.25)
+    given = model.predict(horizon=np.int32(4), level=np.int64(80), quantiles=np.float64(0.25))  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(given, expected)
 
 
 def test_a_registered_model_needs_a_registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

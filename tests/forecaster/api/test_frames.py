@@ -82,7 +82,8 @@ def test_frames_of_pyarrow_stay_frames_of_pyarrow(model: Forecaster, frame: pd.D
 def test_frames_of_polars_stay_frames_of_polars(model: Forecaster, frame: pd.DataFrame) -> None:
     polars = pytest.importorskip("polars")
     given = polars.from_pandas(frame).with_columns(polars.col("ds").cast(polars.Date))
-    result, expected = model.predict(given, level=80), model.predict(level=80)
+    expected, result = model.predict(level=80), model.predict(given, level=80)
+    assert model.warnings.schema["warning"] == polars.String  # also without a row
     assert isinstance(result, polars.DataFrame)
     assert result.schema["ds"] == polars.Date
     assert result.schema["unique_id"] == given.schema["unique_id"]
@@ -98,6 +99,10 @@ def test_frames_of_polars_stay_frames_of_polars(model: Forecaster, frame: pd.Dat
     assert model.predict(zoned).schema["ds"] == zoned.schema["ds"]
     with pytest.raises(Exception, match="Collect a lazy frame"):
         model.predict(given.lazy())
+
+
+def test_a_series_may_have_ids_and_timestamps_in_its_index(model: Forecaster, frame: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(model.predict(frame.set_index(["unique_id", "ds"])["y"]), model.predict())
 
 
 def test_one_series_needs_no_ids(model: Forecaster, frame: pd.DataFrame) -> None:
@@ -120,7 +125,7 @@ def test_one_series_needs_no_ids(model: Forecaster, frame: pd.DataFrame) -> None
 def test_a_wide_frame_has_one_series_in_each_column(model: Forecaster, frame: pd.DataFrame) -> None:
     expected, wide = model.predict(), to_wide(frame)
     for given in (wide, wide.reset_index(), wide.rename_axis("month")):
-        pd.testing.assert_frame_equal(model.predict(given), expected, check_dtype=False)
+        pd.testing.assert_frame_equal(model.predict(given), expected)
     wide.loc[wide.index[:20], 3] = np.nan  # this series begins later
     later = model.predict(wide)
     np.testing.assert_array_equal(later["forecaster"][: 2 * HORIZON], expected["forecaster"][: 2 * HORIZON])

@@ -315,7 +315,7 @@ def test_a_device_of_this_machine_is_accepted(accelerator: str) -> None:
         pytest.param(
             "cuda",
             "1",
-            "--accelerator auto",
+            "the accelerator 'auto'",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there"),
         ),
         ("abacus", "1", "found accelerator 'abacus'"),
