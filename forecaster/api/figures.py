@@ -104,7 +104,13 @@ def plot_forecasts(
     require_package("matplotlib", purpose="plots")
     from matplotlib.figure import Figure
 
-    from forecaster.evaluation.plots import FORECAST_COLOR, HISTORY_COLOR, style_axes
+    from forecaster.evaluation.plots import (
+        FORECAST_COLOR,
+        HISTORY_COLOR,
+        INTERVAL_LABEL,
+        shade_nested_intervals,
+        style_axes,
+    )
 
     series_by_id = {series.id: series for series in panel.series}
     columns = 1 if len(ids) == 1 else 2
@@ -125,7 +131,12 @@ def plot_forecasts(
         for level in reversed(levels):
             bounds = (rows_of_id[f"{MODEL_COLUMN}-{side}-{level}"] for side in ("lo", "hi"))
             axes.fill_between(
-                rows_of_id["ds"], *bounds, color=FORECAST_COLOR, alpha=0.15, linewidth=0, label=f"{level} % interval"
+                rows_of_id["ds"],
+                *bounds,
+                color=FORECAST_COLOR,
+                alpha=0.15,
+                linewidth=0,
+                label=f"{level}{INTERVAL_LABEL}",
             )
         marker = "o" if len(rows_of_id) == 1 else None  # a line through one point is invisible
         axes.plot(
@@ -140,7 +151,7 @@ def plot_forecasts(
         axes.tick_params(axis="x", labelrotation=20)
     for axes in grid[len(ids) :]:
         axes.set_axis_off()
-    handles, labels = grid[0].get_legend_handles_labels()
+    handles, labels = shade_nested_intervals(grid[0])
     figure.legend(handles, labels, frameon=False, loc="outside upper right", ncols=len(labels))
     return _show_in_notebooks(figure)
 

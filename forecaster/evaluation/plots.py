@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from forecaster.series import Forecast, Series
     from forecaster.shapes import Float64
 
+INTERVAL_LABEL = " % interval"  # the end of the label of an interval
 # Each color has one meaning in all figures.
 HISTORY_COLOR = "#4a4e57"  # observed before the cutoff
 ACTUAL_COLOR = "#1d6fa5"  # observed after the cutoff
@@ -83,6 +84,23 @@ class MarginLayout(LayoutEngine):
         axes.yaxis.set_label_coords(-(left - _MARGIN / 2 - _LABEL_HEIGHT) / axes_width, 0.5)
 
 
+def shade_nested_intervals(axes: Axes) -> tuple[list[Any], list[str]]:
+    """Returns the handles and labels of a legend in which each interval is as dark as in the axes.
+
+    The intervals are transparent and drawn from the widest to the narrowest, so that a narrow one lies on all wider ones.
+    """
+    handles: list[Any] = []
+    intervals: tuple[Any, ...] = ()
+    drawn, labels = axes.get_legend_handles_labels()
+    for handle, label in zip(drawn, labels, strict=True):
+        if label.endswith(INTERVAL_LABEL):
+            intervals = (*intervals, handle)
+            handles.append(intervals)  # the legend draws them over each other
+        else:
+            handles.append(handle)
+    return handles, labels
+
+
 def plot_forecast(
     history: Series,
     forecast: Forecast,
@@ -101,12 +119,12 @@ def plot_forecast(
     levels = sorted(forecast.quantiles)
     for lower, upper in zip(levels[: len(levels) // 2], levels[::-1], strict=False):
         low, high = (np.append(y[-1], forecast.quantiles[level]) for level in (lower, upper))
-        label = f"{100 * (upper - lower):.0f} % interval"
+        label = f"{100 * (upper - lower):.0f}{INTERVAL_LABEL}"
         axes.fill_between(future_timestamps, low, high, color=FORECAST_COLOR, alpha=0.15, linewidth=0, label=label)
     axes.plot(future_timestamps, np.append(y[-1], forecast.mean), color=FORECAST_COLOR, linewidth=1.6, label="forecast")
     axes.axvline(_axis_position(axes, timestamps[-1]), color=BASELINE_COLOR, linewidth=0.8, linestyle=":")
     _label_series_axes(axes, history)
-    axes.legend(frameon=False, loc="upper left", ncols=4)
+    axes.legend(*shade_nested_intervals(axes), frameon=False, loc="upper left", ncols=4)
     axes.margins(y=0.2)
     return figure
 

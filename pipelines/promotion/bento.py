@@ -200,7 +200,8 @@ def _build_bento(release: ReleasedBundle, folder: Path) -> str:
     # The version is chosen here, because BentoML prints the tags of some names, such as hospital, with an emoji.
     tag = bentoml.Tag(release.bento_name, None).make_new_version()
     process = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "bentoml", "build", str(folder), "--version", str(tag.version)],
+        [sys.executable, "-m", "bentoml", "build", "--version", str(tag.version)],
+        cwd=folder,  # BentoML refuses to read files outside the working folder
         env={**os.environ, "BENTOML_DO_NOT_TRACK": "true"},
         capture_output=True,
         text=True,

@@ -40,8 +40,8 @@ def test_a_registered_model_is_packaged_and_served_without_its_registry(tmp_path
     environment = {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true"}
 
     result = run_forecaster(
-        "package", "tiny", "--root", root.path, "--folder", tmp_path / "folder", folder=tmp_path, **environment
-    )
+        "package", "tiny", "--root", root.path, "--folder", tmp_path / "folder", folder=home, **environment
+    )  # from another folder, outside of which BentoML reads no files
     assert result.returncode == 0, result.stderr
     assert "bentoml serve tiny:latest" in result.stdout
     bento = home / "bentos" / "tiny" / (home / "bentos" / "tiny" / "latest").read_text()

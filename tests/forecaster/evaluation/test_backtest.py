@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
@@ -11,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
 from forecaster.errors import ForecasterError, HistoryTooShort
@@ -263,6 +265,21 @@ def test_a_plot_shows_the_given_numbers(result: Backtest) -> None:
     np.testing.assert_array_equal(lines["history"], history.y[-10:])
     np.testing.assert_array_equal(lines["forecast"], np.append(history.y[-1], forecast.mean))
     np.testing.assert_array_equal(lines["actuals"], np.append(history.y[-1], make_wave(8)))
+
+
+def test_a_legend_shows_intervals_as_dark_as_they_are_drawn() -> None:
+    history = make_series(make_wave(30))
+    quantiles = {level: np.full(2, 10 * level) for level in (0.025, 0.1, 0.9, 0.975)}
+    forecast = Forecast(history.id, history.future_timestamps(2), np.full(2, 5.0), quantiles=quantiles)
+    figure = plot_forecast(history, forecast, title="one")
+    to_png(figure)  # places the legend
+    [axes] = figure.axes
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["history", "95 % interval", "80 % interval", "forecast"]
+    swatches = [patch for patch in legend.findobj(Patch) if patch is not legend.get_frame()]
+    layers = Counter(round(patch.get_window_extent().x0) for patch in swatches)
+    assert [layers[x] for x in sorted(layers)] == [1, 2]  # the 80 % interval is drawn over the 95 % interval
 
 
 def test_axes_have_titles_and_a_color_has_one_meaning(result: Backtest) -> None:
