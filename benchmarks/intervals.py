@@ -26,11 +26,11 @@ from forecaster.data.frames.panel import to_panel
 from forecaster.data.split import hold_out, rolling_origins
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import ForecastFunction, seasonal_naive
-from forecaster.history_summary import history_scale
 from forecaster.intervals.calibration import Calibration
 from forecaster.intervals.conformal import calibrate
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel
+from forecaster.series.history_summary import history_scale
 from forecaster.spec import Spec
 from forecaster.training.fit import fit
 from pipelines.sources import read_spec

@@ -79,7 +79,7 @@ def test_every_folder_and_file_at_the_top_of_a_package_is_described(package: str
     assert {name for name in top if f"`{name}`" not in PAGE.read_text()} == set()
 
 
-@pytest.mark.parametrize(("package", "most"), [("forecaster", 25), ("pipelines", 16), ("serving", 14)])
+@pytest.mark.parametrize(("package", "most"), [("forecaster", 24), ("pipelines", 16), ("serving", 14)])
 def test_a_package_has_few_names_at_its_top(package: str, most: int) -> None:
     names = [path for path in (CHECKOUT / package).iterdir() if not path.name.startswith(("__", "py.typed"))]
     assert len(names) <= most

@@ -20,7 +20,6 @@ from forecaster.data.windows import PanelTensor
 from forecaster.engines.engine import RolloutInput, ensemble_median
 from forecaster.engines.kernel import KernelEngine
 from forecaster.errors import HorizonOutOfRange
-from forecaster.history_summary import constant_steps, find_constant
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import RolloutState, roll_out, select_rows, warm_up
 from forecaster.model.rollout_origins import MAX_STATES_AT_ONCE, states_at_origins
@@ -28,6 +27,7 @@ from forecaster.model.scaling import settle_scale
 from forecaster.prediction.engine_choice import find_kernel_members
 from forecaster.prediction.predictor import MAX_BATCH_ROWS, Predictor, batch_by_length
 from forecaster.series import Series
+from forecaster.series.history_summary import constant_steps, find_constant
 from forecaster.shapes import Bool, Float, Float64, Int
 
 ForecastArray = Float64[np.ndarray, "series window horizon"]

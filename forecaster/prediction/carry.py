@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from forecaster.data.batching import take_last
-from forecaster.history_summary import StateArrays, drop_and_summarize
 from forecaster.series import Series
+from forecaster.series.history_summary import StateArrays, drop_and_summarize
 from forecaster.spec import Spec
 from forecaster.statistical.blend import MAX_FIT_STEPS
 

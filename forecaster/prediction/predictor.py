@@ -17,7 +17,6 @@ from forecaster.data.encoding import find_category
 from forecaster.engines.engine import Engine, RolloutInput
 from forecaster.errors import BadStamp, ForecasterError
 from forecaster.frequency.timestamps import Timestamps
-from forecaster.history_summary import HistorySummary, find_constant, history_scale
 from forecaster.installation import is_installed, require_package
 from forecaster.intervals.adaptive import AdaptiveState
 from forecaster.prediction.carry import required_steps, truncate_series
@@ -27,6 +26,7 @@ from forecaster.prediction.input_warnings import InputInspector
 from forecaster.prediction.rollout_input import RolloutInputBuilder
 from forecaster.prediction.validation import InputValidator
 from forecaster.series import Forecast, Series
+from forecaster.series.history_summary import HistorySummary, find_constant, history_scale
 from forecaster.shapes import Float, Float64, Int
 from forecaster.statistical.blend import (
     BlendedForecasts,

@@ -11,12 +11,12 @@ import torch
 from forecaster.data.windows import Window
 from forecaster.engines.engine import Engine, RolloutInput
 from forecaster.engines.pytorch import PyTorchEngine
-from forecaster.history_summary import StateArrays
 from forecaster.model.recurrent import RecurrentState
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import RolloutState, select_rows, warm_up
 from forecaster.model.scaling import Scale, settle_scale
 from forecaster.series import Series
+from forecaster.series.history_summary import StateArrays
 
 _SCALE_FIELDS = ("shift", "width", "profile", "size")
 _STATE_FIELDS = ("output", "recent", "begun", "bound", "static", "statistics")  # the last one only with a running scale

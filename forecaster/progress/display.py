@@ -142,8 +142,12 @@ class LogProgress(DisplayedProgress):
             self._log(format_finished(phase, seconds, failed=failed))
 
     def _log(self, line: str) -> None:
+        """Logs a line; where logging is not configured, as in a short script, it goes to standard error."""
         self._last_line = self._clock()
-        _log.info("%s", line)
+        if _log.hasHandlers():
+            _log.info("%s", line)
+        else:
+            sys.stderr.write(f"{line}\n")
 
 
 class TerminalProgress(DisplayedProgress):

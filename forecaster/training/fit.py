@@ -77,7 +77,7 @@ def fit(
         accelerator: "auto" uses a GPU where there is one; or another name that Lightning's Trainer accepts.
         devices: One device, as Lightning's Trainer accepts it: "1", or "2," for the one with the index 2.
         progress: Its current phase receives the optimiser steps, of which there are `spec.training.steps` at most.
-        label: The end of the text beside these steps.
+        label: The end of the text that describes these steps.
         steps_per_chunk: The most optimiser steps between two callback calls of Lightning. It changes no weight.
     Raises:
         HistoryTooShort, NonFiniteLoss, CheckpointMismatch; BadSpec where `initial` is of a different network.

@@ -13,7 +13,7 @@ class ProgressCallback(pl.Callback):
 
     Args:
         progress: Receives the completed optimiser steps.
-        label: The end of the text beside them, such as the description of a variant.
+        label: The end of the text that describes them, such as the description of a variant.
     """
 
     def __init__(self, progress: Progress, *, label: str = "") -> None:

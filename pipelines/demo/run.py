@@ -79,7 +79,8 @@ def run_demo(configs: Path, root: Root) -> None:
     ]
     _log.info("2. Monthly patient counts of 767 series: train, track, backtest, register, judge")
     options = RetrainOptions(trigger="demo", force_retrain=True)
-    hospital, spec = DataSource("hospital"), read_spec(configs / "hospital_preset.yaml")
+    hospital = DataSource("hospital")
+    spec = read_spec(configs / "hospital_preset.yaml").model_copy(update={"name": "hospital"})
     panel = read_panel(hospital)
     result = retrain(hospital, spec, root, options, panel=panel)
     _log.info("   version %s: %s", result.version.number, result.verdict)

@@ -24,13 +24,9 @@ def compute_retrain_key(panel: Panel, spec: Spec, policy: Policy, *, test_window
     The champion is left out so that a recorded verdict stays valid when another version is promoted later. Known future
     covariates are part of the key up to the end of the data only: later values are not trained on.
     """
-    series_to_cutoff = [
-        replace(series, covariates={name: values[: len(series)] for name, values in series.covariates.items()})
-        for series in panel.series
-    ]
     parts = {
         "cutoff": format_timestamp(panel.cutoff),
-        "data": replace(panel, series=series_to_cutoff).digest,
+        "data": _drop_known_future(panel).digest,
         "drop_partial": panel.dropped_partial is not None,
         "code": compute_code_version(),
         "spec": spec.model_dump(mode="json"),
@@ -39,6 +35,17 @@ def compute_retrain_key(panel: Panel, spec: Spec, policy: Policy, *, test_window
         "warm": warm_start,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _drop_known_future(panel: Panel) -> Panel:
+    """Returns the panel without the covariates after its data; the panel itself, whose digest is known, if there are none."""
+    if all(len(values) == len(series) for series in panel.series for values in series.covariates.values()):
+        return panel
+    series_to_cutoff = [
+        replace(series, covariates={name: values[: len(series)] for name, values in series.covariates.items()})
+        for series in panel.series
+    ]
+    return replace(panel, series=series_to_cutoff)
 
 
 @cache

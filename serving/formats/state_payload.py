@@ -13,8 +13,8 @@ from pydantic import Field
 
 from forecaster.data.encoding import Encoding, find_category, is_text
 from forecaster.frequency.timestamps import format_timestamp, parse_timestamp
-from forecaster.history_summary import STATE_ARRAY_DTYPES, HistorySummary
 from forecaster.series import MAX_ABS_VALUE, Series
+from forecaster.series.history_summary import STATE_ARRAY_DTYPES, HistorySummary
 from forecaster.shapes import Float64
 from serving.formats.schema import StrictModel
 from serving.formats.series import ParsedSeries

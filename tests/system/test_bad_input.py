@@ -400,7 +400,7 @@ def test_real_processes_return_the_documented_exit_codes(trained_root: TrainedRo
         (["train", "text.csv", "--horizon", 3], 2, "'many'"),
         (["promote", "small", "--version", 1, *root], 3, "never tested"),
         (["verify", working_folder], 1, "manifest.json"),
-        (["serve", "small", "--port", 99999, "--wait"], 2, "PORT"),
+        (["serve", "small", "--port", 99999], 2, "PORT"),
         (["serve"], 1, "FORECASTER_SERVING_MODEL"),
         (["serve", "smal", *root], 2, "The registry has "),
     ):

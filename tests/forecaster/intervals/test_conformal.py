@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
-from forecaster.history_summary import history_scale
 from forecaster.intervals.adaptive import AdaptiveState, update_adaptive_state
 from forecaster.intervals.calibration import Calibration
 from forecaster.intervals.conformal import MIN_GROUP_WINDOWS, TABLE_LEVELS, calibrate
+from forecaster.series.history_summary import history_scale
 
 pytestmark = pytest.mark.integration
 

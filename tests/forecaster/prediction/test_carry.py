@@ -11,13 +11,13 @@ import pytest
 from forecaster.data.batching import repeat_season
 from forecaster.data.encoding import Encoding
 from forecaster.engines.engine import RolloutInput
-from forecaster.history_summary import HistorySummary, drop_and_summarize, history_scale
 from forecaster.intervals.conformal import calibrate
 from forecaster.ledger.recording import SeriesNaming, build_records
 from forecaster.ledger.records import ModelIdentity
 from forecaster.model.regressor import build_network
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Series
+from forecaster.series.history_summary import HistorySummary, drop_and_summarize, history_scale
 from tests.factories import START, make_spec, make_wave
 
 pytestmark = pytest.mark.integration

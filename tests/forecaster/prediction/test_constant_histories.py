@@ -11,10 +11,10 @@ import pytest
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.calibration import add_quantiles, calibrate_on_backtest
 from forecaster.evaluation.rolling_origins import forecast_all_origins
-from forecaster.history_summary import constant_steps, find_constant
 from forecaster.intervals.conformal import calibrate
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast
+from forecaster.series.history_summary import constant_steps, find_constant
 from tests.factories import make_fitted_model, make_panel, make_series, make_spec, make_wave
 
 NAN = float("nan")

@@ -325,4 +325,4 @@ def test_the_command_reads_validates_and_hashes_its_data_once(
     assert run_command("retrain", path, "--horizon", 4, "--if-needed", "--root", fresh_root.path) == 3
     assert capsys.readouterr().out.startswith("needed  4 new steps")
     assert calls[:2] == ["read_table", "to_panel"]
-    assert calls[2:] == ["func"] * 4, "the digests of four contents: all data, the selection, the key and the training"
+    assert calls[2:] == ["func"] * 3, "the digests of three contents: for the selection, the key and the training"

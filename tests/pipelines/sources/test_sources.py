@@ -121,7 +121,7 @@ def test_any_file_name_gives_a_valid_model_name(name: str, model_name: str) -> N
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_bundled_config_is_valid_and_has_its_file_name(config: Path) -> None:
-    assert config.stem.removesuffix("_preset") == read_spec(config).name
+    assert read_spec(config).name == config.stem
 
 
 def test_bundled_configs_exist() -> None:

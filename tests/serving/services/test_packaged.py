@@ -1,4 +1,4 @@
-"""The service of a Bento: its settings, its slot, and what it tells BentoML."""
+"""The service of a Bento: its settings, its slot, and the options that it gives to BentoML."""
 
 from __future__ import annotations
 

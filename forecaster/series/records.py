@@ -20,7 +20,7 @@ from forecaster.frequency.timestamps import (
     timestamp_at,
     validate_timestamp_kind,
 )
-from forecaster.history_summary import HistorySummary
+from forecaster.series.history_summary import HistorySummary
 from forecaster.shapes import Float64
 
 MAX_ABS_VALUE = 1e100  # sums of squares of larger values would overflow float64
