@@ -20,6 +20,7 @@ from pipelines.settings import SERVING_PREFIX
 
 _ROOT_OPTIONS = RootOptions()
 _DEFAULT_ALIAS = "champion"  # the alias that the service follows by default
+_MAX_PORT = 65535
 _MAX_NAMES = 20  # registered models that an error names
 
 
@@ -57,6 +58,11 @@ def serve(
 
     if find_spec("bentoml") is None:
         raise describe_missing_module("bentoml", purpose="a service")
+    if port is not None and not 1 <= port <= _MAX_PORT:
+        raise InputError(
+            f"Expected --port (or FORECASTER_SERVING_PORT) from 1 to {_MAX_PORT}; found {port}. Choose another port.",
+            where="port",
+        )
     root = root_options.open_root()
     environment = build_serving_environment(
         os.environ, root, model=model, host=host, port=port, keys=keys, root_path=root_path

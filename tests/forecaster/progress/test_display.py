@@ -245,3 +245,12 @@ def test_a_notebook_is_recognized_by_its_kernel(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "IPython.display", module)
     create_display().report("done")
     assert shown == ["", "done"]
+
+
+def test_lines_go_to_standard_error_where_logging_is_not_configured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.Logger, "hasHandlers", lambda _: False)
+    with LogProgress().phase("fit"):
+        pass
+    assert capsys.readouterr().err == "fit (0.0 s)\n"
