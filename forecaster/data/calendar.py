@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster.errors import BadSpec, BadStamp, FrequencyUnknown, MissingPackage
+from forecaster.frequency.local_time import skipped_days, to_calendar_time
 from forecaster.frequency.names import canonical_frequency, name_months
 from forecaster.frequency.timestamps import (
     Offset,
@@ -17,10 +18,8 @@ from forecaster.frequency.timestamps import (
     build_timestamps,
     is_integer_frequency,
     parse_frequency,
-    skipped_days,
     timestamp_at,
     timestamps_to_int64,
-    to_calendar_time,
 )
 from forecaster.shapes import Float64
 

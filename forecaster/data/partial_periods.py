@@ -17,7 +17,8 @@ import numpy as np
 
 from forecaster.data.calendar import default_season, step_seconds
 from forecaster.errors import NoData
-from forecaster.frequency.timestamps import Timestamp, format_timestamp, is_period_running, parse_frequency
+from forecaster.frequency.clock import is_period_running
+from forecaster.frequency.timestamps import Timestamp, format_timestamp, parse_frequency
 from forecaster.series import Panel, Series
 from forecaster.shapes import Float64
 

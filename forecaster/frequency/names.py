@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from forecaster.frequency.business_days import CustomBusinessDays, describe_custom_offset, parse_custom_business_days
+from forecaster.frequency.local_time import has_equal_days
 from forecaster.frequency.timestamps import (
     Timestamp,
     Timestamps,
     format_frequency,
-    has_equal_days,
     is_integer_frequency,
     parse_frequency,
 )

@@ -1,15 +1,14 @@
 """Frequencies and the timestamps they generate: datetimes step by a calendar offset, integer timestamps by an integer.
 
-All timestamp arithmetic of the project is in this module.
+The local time of zones is in `local_time.py`, the comparison with the present in `clock.py`.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from datetime import UTC, datetime, time, timedelta
+from datetime import time, timedelta
 from functools import lru_cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,8 @@ import pandas as pd
 
 from forecaster.errors import BadStamp, FrequencyUnknown
 from forecaster.frequency.business_days import describe_custom_offset, parse_custom_business_days
-from forecaster.shapes import Bool, Int
+from forecaster.frequency.local_time import has_equal_days, is_late_midnight, localize, skipped_days
+from forecaster.shapes import Int
 
 if TYPE_CHECKING:
     Timestamps = pd.Index[Any]
@@ -32,8 +32,6 @@ MAX_YEAR = 9999  # the last year of Python's datetime
 MAX_INTEGER_TIMESTAMP = 2**62 - 1  # the difference of any two fits into int64
 _MAX_TIMESTAMP_LENGTH = 64  # characters of a timestamp in a file
 _MAX_CACHED_STEPS = 4096  # timestamps of longer histories are not cached
-_ZONE_YEARS = range(1840, 2040)  # of the changes of time zones
-_MIN_DATE_CHANGE = timedelta(hours=20)  # larger changes of the offset from UTC skip a day
 _INTEGER_PATTERN = re.compile(r"-?(?:0|[1-9]\d{0,17})", re.ASCII)
 
 
@@ -266,77 +264,6 @@ def _follows_irregular_days(start: pd.Timestamp, step: Offset) -> bool:
     return _counts_days(step) and bool((skipped_days(start.tz) >= local_start.normalize()).any())
 
 
-def has_equal_days(zone: Any) -> bool:
-    """Whether all days of a time zone (None: no time zone) have 24 hours."""
-    return zone is None or zone.utcoffset(None) is not None
-
-
-def is_late_midnight(timestamps: pd.DatetimeIndex) -> Bool[np.ndarray, "row"]:
-    """Returns whether each timestamp is the first moment of a day whose midnight a clock change skips."""
-    if has_equal_days(timestamps.tz):
-        return np.zeros(len(timestamps), dtype=bool)
-    local: Any = timestamps.tz_localize(None)
-    midnights = local.normalize()
-    return np.asarray((local != midnights) & is_shifted_forward(timestamps, midnights))
-
-
-def is_shifted_forward(timestamps: pd.DatetimeIndex, intended: Any) -> Bool[np.ndarray, "row"]:
-    """Returns whether each timestamp equals its intended local time, shifted forward if a clock change skips that time."""
-    if timestamps.tz is None:
-        return np.zeros(len(timestamps), dtype=bool)
-    shifted = localize(intended, timestamps.tz)
-    return np.asarray(shifted == timestamps)
-
-
-def to_calendar_time(timestamps: pd.DatetimeIndex) -> pd.DatetimeIndex:
-    """Returns local times without a zone, at the time of day of the other rows where a clock change shifts it forward.
-
-    Days whose midnight does not exist are at 00:00 if all other rows are.
-    """
-    local: Any = timestamps.tz_localize(None)
-    if has_equal_days(timestamps.tz) or not len(local):
-        return pd.DatetimeIndex(local)
-    midnights = local.normalize()
-    times_of_day = local - midnights
-    is_midnight = (local == midnights) | is_late_midnight(timestamps)
-    intended = midnights if is_midnight.all() else midnights + times_of_day[0]
-    is_same = is_shifted_forward(timestamps, intended)
-    return pd.DatetimeIndex(local.where(~is_same, intended))
-
-
-def localize(local_timestamps: Any, zone: Any) -> Timestamps:
-    """Returns local times in a zone: the first occurrence of a repeated one, the next existing one for a skipped one."""
-    skipped = skipped_days(zone)
-    if len(skipped):  # pandas shifts within a day only
-        days = local_timestamps.normalize()
-        local_timestamps = local_timestamps.where(~days.isin(skipped), days + pd.Timedelta(days=1))
-    timestamps: Timestamps = local_timestamps.tz_localize(
-        zone, ambiguous=np.ones(len(local_timestamps), dtype=bool), nonexistent="shift_forward"
-    )
-    return timestamps
-
-
-@lru_cache(maxsize=64)
-def skipped_days(zone: Any) -> pd.DatetimeIndex:
-    """Returns the days that do not exist in a time zone, such as 2011-12-30 in Pacific/Apia, which crossed the date line."""
-    days: list[datetime] = []
-    moments = [] if has_equal_days(zone) else [datetime(year, 1, 1, tzinfo=UTC) for year in _ZONE_YEARS]
-    for before, after in pairwise(moments):
-        if _utc_offset(after, zone) - _utc_offset(before, zone) < _MIN_DATE_CHANGE:
-            continue
-        while after - before > timedelta(seconds=1):
-            middle = before + (after - before) / 2
-            is_after = _utc_offset(middle, zone) - _utc_offset(before, zone) >= _MIN_DATE_CHANGE
-            before, after = (before, middle) if is_after else (middle, after)
-        resumed = (after + _utc_offset(after, zone)).replace(tzinfo=None, microsecond=0)
-        days.append(datetime.combine(resumed, time()) - timedelta(days=1))
-    return pd.DatetimeIndex(days, dtype="datetime64[us]")
-
-
-def _utc_offset(moment: datetime, zone: Any) -> timedelta:
-    return moment.astimezone(zone).utcoffset() or timedelta()
-
-
 def add_steps(start: Timestamp, freq: str, steps: int) -> Timestamp:
     """Returns the timestamp `steps` steps after `start`.
 
@@ -347,78 +274,6 @@ def add_steps(start: Timestamp, freq: str, steps: int) -> Timestamp:
         if isinstance(start, int)
         else _cached_add_steps(start, start.tz, start.unit, freq, steps)
     )
-
-
-def compute_days_ahead(timestamp: Timestamp, freq: str, now: datetime) -> float | None:
-    """Returns by how many days the step before a timestamp begins after `now` (with a time zone); 0 if it does not.
-
-    One step is allowed, because the timestamp of a step may mark its end. A timestamp without a time zone is compared as if
-    it were in UTC. None for integers, which no clock knows.
-    """
-    if isinstance(timestamp, int):
-        return None
-    wall_time = timestamp.tz_localize(None)
-    present = pd.Timestamp(now).tz_convert(timestamp.tz or UTC).tz_localize(None)
-    if wall_time <= present:
-        return 0.0
-    return max(0.0, (add_steps(wall_time, freq, -1) - present) / pd.Timedelta(days=1))  # type: ignore[operator]
-
-
-def find_period_end(timestamp: Timestamp, freq: str) -> pd.Timestamp | None:
-    """Returns when the period that a timestamp marks has ended; None for integers, which no clock knows.
-
-    A period is marked by its begin, and ends where the next one begins. These are marked by their last day: periods of the
-    frequencies that pandas names after their end (ME, QE, YE), and weeks that do not begin on a Monday. Working days end with
-    the day, business hours after their hours.
-    """
-    if isinstance(timestamp, int):
-        return None
-    return _cached_period_end(timestamp, timestamp.tz, timestamp.unit, freq)
-
-
-@lru_cache(maxsize=4096)
-def _cached_period_end(timestamp: pd.Timestamp, _zone: Any, _unit: str, freq: str) -> pd.Timestamp:
-    step = parse_frequency(freq)
-    if isinstance(step, pd.offsets.BusinessHour):
-        return timestamp + pd.Timedelta(hours=step.n)
-    is_week = isinstance(step, (pd.offsets.Day, pd.offsets.Week)) and freq.removesuffix("D").isdecimal()
-    is_marked_by_last_day = (
-        "End" in type(step).__name__
-        or isinstance(step, pd.offsets.BusinessDay)
-        or (is_week and int(freq[:-1]) % 7 == 0 and timestamp.day_of_week > 0)
-    )
-    wall_time, zone = timestamp.tz_localize(None), timestamp.tz
-    if is_marked_by_last_day:
-        return _localize_one(wall_time.normalize() + pd.Timedelta(days=1), zone)
-    try:
-        end = add_steps(timestamp, freq, 1)
-    except ValueError:  # a clock change skips or repeats the local time of the end
-        end = _localize_one(add_steps(wall_time, freq, 1), zone)
-    assert not isinstance(end, int)
-    return end
-
-
-def _localize_one(wall_time: Any, zone: Any) -> pd.Timestamp:
-    timestamp: pd.Timestamp = wall_time if zone is None else localize(pd.DatetimeIndex([wall_time]), zone)[0]
-    return timestamp
-
-
-def is_period_running(timestamp: Timestamp, freq: str, now: datetime) -> bool:
-    """Whether the period that a timestamp marks contains `now` (with a time zone).
-
-    A timestamp without a time zone is compared as if it were in UTC. False for integers, and for timestamps more than a step
-    after the present, which are wrong or planned.
-    """
-    end = find_period_end(timestamp, freq)
-    if end is None or isinstance(timestamp, int):
-        return False
-    return end > _to_present(now, has_zone=end.tz is not None) and compute_days_ahead(timestamp, freq, now) == 0
-
-
-@lru_cache(maxsize=4)
-def _to_present(now: datetime, *, has_zone: bool) -> pd.Timestamp:
-    present = pd.Timestamp(now)
-    return present if has_zone else present.tz_convert(UTC).tz_localize(None)
 
 
 @lru_cache(maxsize=4096)

@@ -37,7 +37,7 @@ def check(
     channel
         A column that is observed in the past only; may be repeated.
     """
-    from forecaster.frequency.timestamps import compute_days_ahead
+    from forecaster.frequency.clock import compute_days_ahead
     from pipelines.sources import read_panel
 
     now = datetime.now(UTC)

@@ -17,8 +17,9 @@ from forecaster.engines.pytorch import PyTorchEngine
 from forecaster.evaluation.backtest import Backtest, explain_missing_forecasts
 from forecaster.evaluation.rolling_origins import ForecastArray
 from forecaster.evaluation.validation import build_validation_batches, compute_exposure_gap
+from forecaster.frequency.clock import compute_days_ahead
 from forecaster.frequency.names import are_same_grid
-from forecaster.frequency.timestamps import Timestamp, compute_days_ahead, next_timestamps
+from forecaster.frequency.timestamps import Timestamp, next_timestamps
 from forecaster.prediction.engine_choice import build_onnx_engine
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.registry.registry import CHALLENGER, CHAMPION

@@ -8,14 +8,8 @@ import numpy as np
 import pandas as pd
 
 from forecaster.errors import BadStamp, GridTooLarge, IrregularStamps
-from forecaster.frequency.timestamps import (
-    Timestamps,
-    is_late_midnight,
-    is_shifted_forward,
-    parse_frequency,
-    skipped_days,
-    timestamps_to_int64,
-)
+from forecaster.frequency.local_time import is_late_midnight, is_shifted_forward, skipped_days
+from forecaster.frequency.timestamps import Timestamps, parse_frequency, timestamps_to_int64
 from forecaster.shapes import Bool, Int
 
 MAX_TOTAL_STEPS = 10**8  # of all series together; more means a wrong frequency

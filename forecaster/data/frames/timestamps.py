@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 
 from forecaster.errors import BadStamp, ZoneUnknown
+from forecaster.frequency.local_time import localize, skipped_days
 from forecaster.frequency.timestamps import (
     MAX_INTEGER_TIMESTAMP,
     MAX_YEAR,
     Timestamps,
     is_integer_frequency,
-    localize,
-    skipped_days,
     timestamp_at,
     timestamps_to_int64,
     validate_timestamp_kind,

@@ -21,7 +21,7 @@ from forecaster.data.partial_periods import (
     is_last_period_running,
 )
 from forecaster.errors import NoData
-from forecaster.frequency.timestamps import find_period_end, is_period_running
+from forecaster.frequency.clock import find_period_end, is_period_running
 from forecaster.metrics import nanmean
 from forecaster.series import Panel, Series
 from tests.factories import make_panel, make_series

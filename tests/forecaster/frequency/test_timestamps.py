@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from forecaster.errors import BadStamp, FrequencyUnknown
+from forecaster.frequency.clock import compute_days_ahead
 from forecaster.frequency.timestamps import (
     MAX_INTEGER_TIMESTAMP,
     Timestamp,
     add_steps,
     build_timestamps,
     build_unchecked_timestamps,
-    compute_days_ahead,
     describe_upper_limit,
     format_frequency,
     format_timestamp,
