@@ -25,7 +25,7 @@ HeadKind = Literal["point", "quantile", "gaussian", "student_t", "neg_binomial",
 PointLoss = Literal["mse", "mae", "huber"]
 BaselineKind = Literal["zero", "last", "seasonal_naive", "linear", "mixture"]
 FeatureKind = Literal["values", "seasonal"]
-DecoderKind = Literal["rollout", "direct"]
+DecoderKind = Literal["rollout", "direct", "block"]
 LearningRateSchedule = Literal["constant", "cosine"]
 LossWeighting = Literal["none", "seasonal_error"]
 InputMode = Literal["window", "history"]
@@ -54,6 +54,11 @@ class NetworkSpec(_FrozenModel):
     )
     dilations: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
         default=(), description="dilation of each layer; (): all 1"
+    )
+    embed: bool = Field(
+        default=False,
+        description="whether a linear layer with SiLU maps the inputs to `hidden` features, which the first layer adds to its "
+        "output if layers are residual, and which the decoder reads too",
     )
 
     @property
@@ -206,8 +211,17 @@ class Spec(_FrozenModel):
         default=None, ge=1, description="steps of a season; None: the default season of the frequency"
     )
     segment: int = Field(default=1, ge=1, description="time points that one step of the recurrence reads")
+    long_season: StepCount | None = Field(
+        default=None,
+        description="steps of a second, longer season, which the seasonal features read; None: the season before the last",
+    )
     decoder: DecoderKind = Field(
-        default="rollout", description="rollout: one segment at a time, fed back; direct: the whole horizon at once"
+        default="rollout",
+        description="rollout: one segment at a time, fed back; direct: the whole horizon at once, by a step of a recurrence for "
+        "each segment; block: `block_steps` at once, by a hidden layer",
+    )
+    block_steps: StepCount | None = Field(
+        default=None, description="time points that a block decoder predicts at once; None: the horizon"
     )
     base: BaselineKind = Field(default="zero", description="baseline forecast that the network corrects")
     scaling: Scaling = "standard"
@@ -264,8 +278,10 @@ class Spec(_FrozenModel):
 
     @property
     def block(self) -> int:
-        """Time points that the decoder predicts at once: a segment, or the horizon rounded up to whole segments."""
-        return self.segment if self.decoder == "rollout" else -(-self.horizon // self.segment) * self.segment
+        """Time points that the decoder predicts at once: a segment, or its block or the horizon in whole segments."""
+        if self.decoder == "rollout":
+            return self.segment
+        return -(-(self.block_steps or self.horizon) // self.segment) * self.segment
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -312,20 +328,29 @@ class Spec(_FrozenModel):
                 "scaling: the running scale has no log transform, takes no head with a fixed support and is not unrolled; found "
                 f"transform {self.transform}, head {self.head.kind}, unroll {self.training.unroll}. Choose another scaling"
             )
+        if self.block_steps is not None and self.decoder != "block":
+            raise ValueError(
+                f"block_steps: belongs to a block decoder; found decoder {self.decoder}. Leave block_steps out, or choose block"
+            )
+        if self.long_season is not None and self.features != "seasonal" and self.base != "mixture":
+            raise ValueError(
+                f"long_season: belongs to seasonal features and to base mixture; found {self.features} and {self.base}. "
+                "Leave long_season out"
+            )
         if self.training.origins > 1 and (
-            self.decoder != "direct" or self.training.origins > self.context // self.segment
+            self.decoder == "rollout" or self.training.origins > self.context // self.segment
         ):
             raise ValueError(
-                f"training.origins: expected at most one origin per segment of the context, for a direct decoder; found "
-                f"{self.training.origins} with decoder {self.decoder}. Leave origins out, or choose direct and a longer context"
+                f"training.origins: expected at most one origin per segment of the context, for a direct or block decoder; found "
+                f"{self.training.origins} with decoder {self.decoder}. Leave origins out, or choose block and a longer context"
             )
         if self.training.refit and not self.training.valid_windows:
             raise ValueError(
                 "training.refit: there are no held-out steps to add; found valid_windows 0. Leave refit out, or hold a window out"
             )
-        if self.training.unroll and self.decoder == "direct":
+        if self.training.unroll and self.decoder != "rollout":
             raise ValueError(
-                f"training.unroll: a direct decoder predicts the whole horizon at once, without feedback; found "
+                f"training.unroll: a {self.decoder} decoder predicts many steps at once, without feedback; found "
                 f"{self.training.unroll}. Leave unroll out, or choose decoder rollout"
             )
         if len(set(self.blend)) != len(self.blend):
@@ -344,9 +369,14 @@ class Spec(_FrozenModel):
 
         Fields that version 0.1 did not have are left out at their defaults, so that its checkpoints remain valid.
         """
-        exclude: dict[str, Any] = {"features": True} if self.features == "values" else {}
+        newer = ("features", "long_season", "block_steps")
+        exclude: dict[str, Any] = {
+            name: True for name in newer if getattr(self, name) == type(self).model_fields[name].default
+        }
         if self.training.origins == 1:
             exclude["training"] = {"origins": True}
+        if not self.network.embed:
+            exclude["network"] = {"embed": True}
         return self.model_dump_json(exclude=exclude)
 
     def override(
@@ -379,9 +409,9 @@ class Spec(_FrozenModel):
             raise BadSpec(f"{where} is not a valid model specification: {details}.", where=where) from error
 
 
-def running_lookback(season: int) -> int:
+def running_lookback(season: int, long_season: int | None = None) -> int:
     """Returns the number of latest values that the features and simple forecasts of the running scale read."""
-    return max(RUNNING_LAGS + 1, (RUNNING_CYCLES + 1) * season)
+    return max(RUNNING_LAGS + 1, (RUNNING_CYCLES + 1) * season, (long_season or 0) + season)
 
 
 class Layout(NamedTuple):
@@ -412,7 +442,7 @@ class Layout(NamedTuple):
         """Returns the layout of the networks of a specification, for data with this season."""
         baseline_steps = {"zero": 0, "last": 1, "seasonal_naive": season, "linear": season + 1, "mixture": 1}[spec.base]
         is_running = spec.scaling == "running"
-        lookback = max(running_lookback(season) if is_running else 1, baseline_steps, *spec.lags)
+        lookback = max(running_lookback(season, spec.long_season) if is_running else 1, baseline_steps, *spec.lags)
         return cls(
             segment=spec.segment,
             block=spec.block,

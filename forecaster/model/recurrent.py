@@ -46,7 +46,9 @@ class RecurrentStack(nn.Module):
         super().__init__()
         kind, hidden = _CELL_MODULES[spec.cell], spec.hidden
         self.has_cell = spec.cell == "lstm"
-        self.hidden_size, self.dropout, self.residual = hidden, spec.dropout, spec.residual
+        self.hidden_size, self.dropout = hidden, spec.dropout
+        # The first layer can be residual only if its inputs are features of the same size.
+        self.first_residual_layer = (0 if spec.embed else 1) if spec.residual else spec.layers
         self.dilations = spec.layer_dilations
         self.layers = nn.ModuleList(
             kind(input_size if layer == 0 else hidden, hidden, batch_first=True) for layer in range(spec.layers)
@@ -93,7 +95,7 @@ class RecurrentStack(nn.Module):
                 run_layer or _run_layer,
             )
             layer_states.append(layer_state)
-            if index and self.residual:
+            if index >= self.first_residual_layer:
                 outputs = outputs + residual_input
         cell = (
             torch.cat([layer_state.cell for layer_state in layer_states if layer_state.cell is not None])

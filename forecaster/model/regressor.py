@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from forecaster.model import baseline, running
 from forecaster.model.heads import Head, create_head
@@ -33,6 +34,7 @@ class Regressor(nn.Module):
     def __init__(self, spec: Spec, *, season: int, num_covariates: int, static_cardinalities: Sequence[int]) -> None:
         super().__init__()
         self.scaling, self.transform, self.base, self.season = spec.scaling, spec.transform, spec.base, season
+        self.long_season = spec.long_season
         self.layout = layout = Layout.from_spec(spec, season=season)
         self.segment, self.block, self.lags = layout.segment, layout.block, spec.lags
         self.lookback, self.pre_context = layout.lookback, layout.pre_context
@@ -52,17 +54,23 @@ class Regressor(nn.Module):
             else running.num_features(block=spec.block) + spec.segment * len(spec.lags)
         )
         input_size = self.num_targets * features_per_target + spec.segment * num_covariates + sum(sizes)
-        self.recurrent = RecurrentStack(spec.network, input_size=input_size)
+        self.embedding = nn.Linear(input_size, hidden) if spec.network.embed else None
+        self.recurrent = RecurrentStack(spec.network, input_size=hidden if spec.network.embed else input_size)
+        self.output_size = hidden * (1 if self.embedding is None else 2)
         self.origins = spec.training.origins
-        self.num_covariates, self.is_direct = num_covariates, spec.decoder == "direct"
-        self.places = nn.Parameter(
-            torch.randn(spec.block // spec.segment, _SEGMENT_EMBEDDING_SIZE if self.is_direct else 0)
-            / _SEGMENT_EMBEDDING_SIZE**0.5
-        )
-        decoder_input_size = self.places.shape[1] + spec.segment * num_covariates
-        self.decoder = nn.GRUCell(decoder_input_size, hidden) if decoder_input_size else None
+        self.num_covariates, self.decoder_kind = num_covariates, spec.decoder
+        places = {"rollout": (1, 0), "block": (1, 0), "direct": (spec.block // spec.segment, _SEGMENT_EMBEDDING_SIZE)}
+        self.places = nn.Parameter(torch.randn(places[spec.decoder]) / _SEGMENT_EMBEDDING_SIZE**0.5)
         self.num_weights = running.NUM_FORECASTS if spec.base == "mixture" else 0
-        self.output = nn.Linear(hidden, self.num_targets * spec.segment * (self.head.num_params + self.num_weights))
+        params_per_step = self.num_targets * (self.head.num_params + self.num_weights)
+        self.decoder: nn.GRUCell | nn.Linear | None
+        if spec.decoder == "block":
+            self.decoder = nn.Linear(self.output_size + spec.block * num_covariates, 2 * hidden)
+            self.output = nn.Linear(2 * hidden, spec.block * params_per_step)
+        else:
+            decoder_input_size = self.places.shape[1] + spec.segment * num_covariates
+            self.decoder = nn.GRUCell(decoder_input_size, self.output_size) if decoder_input_size else None
+            self.output = nn.Linear(self.output_size, spec.segment * params_per_step)
         if spec.base != "zero" or spec.scaling in (
             "level_season",
             "running",
@@ -113,7 +121,7 @@ class Regressor(nn.Module):
             level, unit = (part[..., None] for part in self.measure_units(recent, statistics))
             lags = [(lag - level) / unit for lag in lags]
             if self.features == "seasonal":
-                parts = [running.view_past(recent, statistics, season=self.season, block=self.block).features]
+                parts = [self._view_past(recent, statistics).features]
             else:
                 parts[0] = (parts[0] - level) / unit * parts[1]
         parts += lags
@@ -135,8 +143,12 @@ class Regressor(nn.Module):
         """Runs the recurrence on encoded inputs and static embeddings."""
         if self.groups:
             inputs = torch.cat([inputs, static[:, None].expand(-1, inputs.shape[1], -1)], dim=-1)
-        outputs, next_state = self.recurrent(inputs, state, mask)
-        return outputs, next_state
+        if self.embedding is None:
+            outputs, next_state = self.recurrent(inputs, state, mask)
+            return outputs, next_state
+        features = functional.silu(self.embedding(inputs)) * mask[..., None]
+        outputs, next_state = self.recurrent(features, state, mask)
+        return torch.cat([outputs, features], dim=-1), next_state
 
     def decode(
         self,
@@ -151,26 +163,15 @@ class Regressor(nn.Module):
 
         Each segment of the block gets one more step of the recurrence's output, with the segment's embedding and its
         covariates as inputs (as in the parallel decoder of Lin et al. 2023). Without such inputs the output is used as is.
+        A block decoder has a hidden layer instead, which reads the output and the covariates of the whole block.
         """
-        axes, count = output.shape[:-1], len(self.places)
-        hidden = output
-        if self.decoder is not None:
-            hidden = output[..., None, :].expand(*axes, count, -1)
-            inputs = self.places.expand(*axes, count, -1)
-            if self.num_covariates:
-                assert future_covariates is not None, "the network reads covariates"
-                inputs = torch.cat([inputs, future_covariates.reshape(*axes, count, -1)], dim=-1)
-            flat = run_cell(self.decoder, inputs.reshape(-1, inputs.shape[-1]), hidden.reshape(-1, hidden.shape[-1]))
-            hidden = flat.reshape(hidden.shape)
-        raw: Tensor = self.output(hidden)
-        if self.num_targets > 1:
-            raw = raw.reshape(*axes, count, self.num_targets, -1).movedim(-2, 1)
+        raw = self._decode_outputs(output, future_covariates)
         raw = raw.reshape(*recent.shape[:-1], self.block, self.head.num_params + self.num_weights)
         if self.base == "zero":
             return raw
         if self.base == "mixture":
             assert statistics is not None, "a mixture is in units of the running scale"
-            view = running.view_past(recent, statistics, season=self.season, block=self.block)
+            view = self._view_past(recent, statistics)
             mixture = running.combine_forecasts(raw[..., self.head.num_params :], view.forecasts)
             return self.head.shift(raw[..., : self.head.num_params], mixture)
         offset = baseline.baseline_forecast(self.base, recent, season=self.season, steps=self.block)
@@ -178,6 +179,36 @@ class Regressor(nn.Module):
             level, unit = (part[..., None] for part in self.measure_units(recent, statistics))
             offset = (offset - level) / unit
         return self.head.shift(raw, offset)
+
+    def _view_past(
+        self, recent: Float[Tensor, "*axes back"], statistics: Float64[Tensor, "*axes statistic"]
+    ) -> running.RunningView:
+        return running.view_past(
+            recent, statistics, season=self.season, long_season=self.long_season, block=self.block
+        )
+
+    def _decode_outputs(
+        self,
+        output: Float[Tensor, "row *axes hidden"],
+        future_covariates: Float[Tensor, "row *axes step covariate"] | None,
+    ) -> Tensor:
+        """Returns the outputs of the last layer, by row, target, axes and step."""
+        axes, count = output.shape[:-1], len(self.places)
+        assert future_covariates is not None or not self.num_covariates, "the network reads covariates"
+        if isinstance(self.decoder, nn.Linear):
+            parts = [output] if future_covariates is None else [output, future_covariates.reshape(*axes, -1)]
+            raw: Tensor = self.output(functional.silu(self.decoder(torch.cat(parts, dim=-1))))
+            return raw.reshape(*axes, self.num_targets, -1).movedim(-2, 1) if self.num_targets > 1 else raw
+        hidden = output
+        if self.decoder is not None:
+            hidden = output[..., None, :].expand(*axes, count, -1)
+            inputs = self.places.expand(*axes, count, -1)
+            if future_covariates is not None:
+                inputs = torch.cat([inputs, future_covariates.reshape(*axes, count, -1)], dim=-1)
+            flat = run_cell(self.decoder, inputs.reshape(-1, inputs.shape[-1]), hidden.reshape(-1, hidden.shape[-1]))
+            hidden = flat.reshape(hidden.shape)
+        raw = self.output(hidden)
+        return raw.reshape(*axes, count, self.num_targets, -1).movedim(-2, 1) if self.num_targets > 1 else raw
 
     def measure_units(
         self,

@@ -127,7 +127,7 @@ def start_rollout(model: Regressor, window: Window, *, scale: Scale | None = Non
         recent = zero[:, None].expand(-1, model.lookback)
     state = RolloutState(
         recurrent_state=model.recurrent.initial_state(rows, like=values),
-        output=zero.new_zeros(rows, model.recurrent.hidden_size),
+        output=zero.new_zeros(rows, model.output_size),
         recent=recent,
         begun=zero > 0,
         scale=scale,

@@ -16,9 +16,10 @@ from forecaster.shapes import Bool, Float, Float64
 from forecaster.spec import RUNNING_CYCLES, RUNNING_LAGS
 
 NUM_FORECASTS = 8  # simple forecasts that the base `mixture` combines
-NUM_STATISTICS = 7
+NUM_STATISTICS = 12
+LONG_CHANGE = 4  # seasons of the longest change in the statistics
 _INDEX_DECAY = 0.9  # weight of a season in the index, relative to the next one
-_NUM_SCALARS = 17
+_NUM_SCALARS = 24
 _SEASONAL_FORECASTS = 3  # the first simple forecasts repeat the season
 # An untrained network combines the simple forecasts with these weights.
 _PRIOR_WEIGHTS = (0.4, 0.6, 0.0, 0.5, 0.2, 0.0, 0.3, 0.1)
@@ -42,6 +43,11 @@ class Statistics(NamedTuple):
         low: The smallest value.
         high: The largest value.
         missing: Number of steps that were not observed.
+        squared_change: Sum of the squared changes from step to step.
+        change_product: Sum of the products of successive changes.
+        squared_seasonal_change: Sum of the squared changes from season to season.
+        seasonal_change_product: Sum of the products of successive changes from season to season.
+        squared_long_change: Sum of the squared changes over `LONG_CHANGE` seasons.
     """
 
     steps: Float[Tensor, "*axes"]
@@ -51,6 +57,11 @@ class Statistics(NamedTuple):
     low: Float[Tensor, "*axes"]
     high: Float[Tensor, "*axes"]
     missing: Float[Tensor, "*axes"]
+    squared_change: Float[Tensor, "*axes"]
+    change_product: Float[Tensor, "*axes"]
+    squared_seasonal_change: Float[Tensor, "*axes"]
+    seasonal_change_product: Float[Tensor, "*axes"]
+    squared_long_change: Float[Tensor, "*axes"]
 
 
 def update_statistics(
@@ -73,9 +84,18 @@ def update_statistics(
     count = started.shape[1]
     values = filled_values.double()
     first = values.shape[1] - count
-    current, previous, season_ago = (values[:, first - lag : values.shape[1] - lag] for lag in (0, 1, season))
+
+    def lagged(lag: int) -> Float64[Tensor, "row_target step"]:
+        return values[:, first - lag : values.shape[1] - lag]
+
     start = Statistics(*before[:, None].unbind(-1))
     steps = start.steps + started.cumsum(1)
+    current = lagged(0)
+
+    def change(lag: int, *, ago: int = 0) -> Float64[Tensor, "row_target step"]:
+        return (lagged(ago) - lagged(ago + lag)) * (started & (steps > lag + ago))
+
+    step_change, seasonal_change = change(1), change(season)
     zero = torch.zeros_like(current)
     low, high = (
         torch.cat([edge, current.where(started, zero)], dim=1) for edge in (start.low, start.high)
@@ -83,12 +103,17 @@ def update_statistics(
     return torch.stack(
         Statistics(
             steps,
-            start.change + ((current - previous).abs() * (started & (steps > 1))).cumsum(1),
-            start.seasonal_change + ((current - season_ago).abs() * (started & (steps > season))).cumsum(1),
+            start.change + step_change.abs().cumsum(1),
+            start.seasonal_change + seasonal_change.abs().cumsum(1),
             start.first_season + (current * (started & (steps <= season))).cumsum(1),
             low.cummin(1).values[:, 1:],
             high.cummax(1).values[:, 1:],
             start.missing + (started & missing).cumsum(1),
+            start.squared_change + step_change.square().cumsum(1),
+            start.change_product + (step_change * change(1, ago=1)).cumsum(1),
+            start.squared_seasonal_change + seasonal_change.square().cumsum(1),
+            start.seasonal_change_product + (seasonal_change * change(season, ago=1)).cumsum(1),
+            start.squared_long_change + change(LONG_CHANGE * season).square().cumsum(1),
         ),
         dim=-1,
     )
@@ -130,11 +155,16 @@ class RunningView(NamedTuple):
 
 
 def view_past(
-    recent: Float[Tensor, "*axes back"], statistics: Float64[Tensor, "*axes statistic"], *, season: int, block: int
+    recent: Float[Tensor, "*axes back"],
+    statistics: Float64[Tensor, "*axes statistic"],
+    *,
+    season: int,
+    long_season: int | None = None,
+    block: int,
 ) -> RunningView:
     """Computes features and simple forecasts at a step.
 
-    The forecasts are: the last season, the seasonal index, the season before the last, the last value and the mean of the last
+    The forecasts are: the last season, the seasonal index, the long season (or the season before the last), the last value and the mean of the last
     three without their season, and lines with the slope over one season, over three and since the start.
     """
     scale, device = measure_running_scale(recent, statistics, season=season), recent.device
@@ -150,11 +180,15 @@ def view_past(
     zero = torch.zeros_like(level).expand(*level.shape[:-1], block)
     if season > 1:
         last_season = _to_units(by_age[..., age_in_season], scale) * is_read[..., age_in_season]
-        older = (by_age[..., age_in_season + season] - levels[..., season, None]) / unit
-        older = older.clamp(-_MAX_UNITS, _MAX_UNITS) * is_read[..., age_in_season + season]
+        older_age = age_in_season + season if long_season is None else (-ahead) % long_season
+        level_age = long_season or season
+        older = (by_age[..., older_age] - levels[..., level_age, None]) / unit
+        has_older = level_age + season <= steps
+        older = older.clamp(-_MAX_UNITS, _MAX_UNITS) * has_older
         index_ahead = (index[..., age_in_season] / unit).clamp(-_MAX_UNITS, _MAX_UNITS)
     else:
         last_season = older = index_ahead = zero
+        has_older = torch.zeros_like(steps, dtype=torch.bool)
     lags = (
         _to_units(by_age[..., :RUNNING_LAGS] - index[..., age[:RUNNING_LAGS] % season], scale)
         * is_read[..., :RUNNING_LAGS]
@@ -173,7 +207,9 @@ def view_past(
         lags[..., :3].mean(-1, keepdim=True) + zero,
         *((slope * distance).clamp(-_MAX_UNITS, _MAX_UNITS) for slope in slopes),
     ]
-    scalars = _scalars(by_age, is_read, lags, sums, scale, slopes, index_ahead, season=season)
+    scalars = torch.cat(
+        [_scalars(by_age, is_read, lags, sums, scale, slopes, index_ahead, season=season), has_older.float()], dim=-1
+    )
     features = torch.cat(
         [
             lags.asinh(),
@@ -256,7 +292,10 @@ def _scalars(
     *,
     season: int,
 ) -> Float[Tensor, "*axes scalar"]:
-    """Returns numbers that describe the past: its length, its volatility, autocorrelations, its range and its slopes."""
+    """Returns numbers that describe the past: its length, its volatility, autocorrelations, its range and its slopes.
+
+    The ratio of variances of long and short changes is 1 for a random walk (Lo and MacKinlay 1988).
+    """
     changes = (by_age[..., :-1] - by_age[..., 1:]) * is_read[..., 1:]
     count = (is_read[..., 1:].sum(-1)).clamp(min=1)
     unexplained = (lags[..., :-1] - lags[..., 1:]) * is_read[..., 1:RUNNING_LAGS]
@@ -281,7 +320,20 @@ def _scalars(
         *((season * slope[..., 0]).asinh() for slope in slopes),
         index_ahead.square().mean(-1).sqrt().log1p(),
     ]
-    assert len(scalars) == _NUM_SCALARS
+    drift = scale.level - sums.first_season / sums.steps.clamp(min=1, max=season)
+    num_long_changes = (sums.steps - LONG_CHANGE * season).clamp(min=1)
+    num_seasonal_changes = (sums.steps - season).clamp(min=1)
+    long_variance = sums.squared_long_change / num_long_changes / LONG_CHANGE
+    seasonal_variance = sums.squared_seasonal_change / num_seasonal_changes
+    scalars += [
+        sums.change_product / sums.squared_change.clamp(min=_TINY),
+        sums.seasonal_change_product / sums.squared_seasonal_change.clamp(min=_TINY),
+        _log_ratio(long_variance, seasonal_variance) * (sums.steps > LONG_CHANGE * season),
+        _log_ratio(seasonal_variance, season * sums.squared_change / (sums.steps - 1).clamp(min=1)),
+        (drift / sums.squared_change.sqrt().clamp(min=_TINY)).asinh(),
+        _log_ratio(changes[..., :3].abs().mean(-1), mean_change),
+    ]
+    assert len(scalars) == _NUM_SCALARS - 1
     return torch.stack(scalars, dim=-1).clamp(-_MAX_FEATURE, _MAX_FEATURE)
 
 

@@ -63,6 +63,7 @@ class TrainingBatch(NamedTuple):
         future_covariates: The covariates of the targets.
         static: Category codes of each row.
         statistics: Those of the running scale after each segment; None for a scale that is measured once.
+        origins: Indices of the segments after which a block is predicted; None for the last ones.
         unrolled: Targets after the window; None where the network is not unrolled.
     """
 
@@ -74,6 +75,7 @@ class TrainingBatch(NamedTuple):
     future_covariates: Float[Tensor, "*axes step covariate"] | None
     static: Int[Tensor, "*member row static"] | None
     statistics: Float64[Tensor, "*member track segment statistic"] | None = None
+    origins: Int[Tensor, "origin"] | None = None
     unrolled: UnrolledTargets | None = None
 
 
@@ -97,7 +99,9 @@ def compute_loss(network: Regressor, batch: TrainingBatch) -> Float[Tensor, ""]:
     outputs, state = network.run_recurrence(batch.inputs, static, start, batch.mask)
     recent = batch.filled_values.unfold(1, network.lookback, 1)[:, segment::segment]  # before each target
     last = outputs[:, -1], recent[:, -1]
-    origins = slice(-(batch.target.shape[1] // network.block), None) if network.is_direct else slice(None)
+    origins: slice | Tensor = slice(-(batch.target.shape[1] // network.block), None) if network.decoder_kind != "rollout" else slice(None)
+    if batch.origins is not None:
+        origins = batch.origins
     statistics = None if batch.statistics is None else batch.statistics[:, origins]
     params = network.decode(outputs[:, origins], recent[:, origins], batch.future_covariates, statistics)
     losses = network.head.loss(params.reshape(*batch.target.shape, -1), batch.target)
@@ -134,7 +138,7 @@ def prepare_batches(
     """
     rollout_state, window = start_rollout(network, example.window)
     encoded, units = encode_inputs(network, window, rollout_state), _error_units(network, example, rollout_state)
-    origins = network.origins if network.is_direct else window.values.shape[1] // network.segment
+    origins = network.origins if network.decoder_kind != "rollout" else window.values.shape[1] // network.segment
     actual = torch.cat([window.targets[:, network.segment :], example.future[:, : network.block]], dim=1)
     scaled = rollout_state.scale.apply(actual, time=network.segment)
     # By origin: the block that follows each of the last segments.

@@ -1,0 +1,1 @@
+"""The pretrained network `base`: its specification for any season, and its weights."""
