@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from forecaster.data.windows import Example, Window
 from forecaster.model.regressor import Regressor, build_network
-from forecaster.prediction.pretrained.specification import base_spec
+from forecaster.bundle.pretrained.specification import base_spec
 from forecaster.shapes import Float, Int
 from forecaster.training.loss import TrainingBatch, prepare_batches
 
