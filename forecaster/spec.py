@@ -29,6 +29,7 @@ DecoderKind = Literal["rollout", "direct", "block"]
 LearningRateSchedule = Literal["constant", "cosine"]
 LossWeighting = Literal["none", "seasonal_error"]
 InputMode = Literal["window", "history"]
+InitialWeights = Literal["random", "base"]
 StatisticalModel = Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"]
 SpecName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 MAX_STEPS = 100_000  # of a context or a horizon
@@ -141,7 +142,12 @@ class HeadSpec(_FrozenModel):
 class TrainingSpec(_FrozenModel):
     """How the network is trained. An epoch is `epoch_steps` optimizer steps, not a pass over the data."""
 
-    steps: int = Field(default=1000, ge=1, description="maximum number of optimizer steps")
+    initial: InitialWeights = Field(
+        default="random", description="weights that training starts from; base: those of the pretrained network"
+    )
+    steps: int = Field(
+        default=1000, ge=0, description="maximum number of optimizer steps; 0: the initial weights are used as they are"
+    )
     epoch_steps: int = Field(default=50, ge=1, description="steps between validations (and checkpoints)")
     batch: int = Field(default=64, ge=1, description="windows per optimizer step")
     learning_rate: float = Field(default=1e-3, gt=0.0)
@@ -344,6 +350,14 @@ class Spec(_FrozenModel):
                 f"training.origins: expected at most one origin per segment of the context, for a direct or block decoder; found "
                 f"{self.training.origins} with decoder {self.decoder}. Leave origins out, or choose block and a longer context"
             )
+        if not self.training.steps and self.training.initial == "random":
+            raise ValueError(
+                "training.steps: random weights need training; found 0 steps. Choose at least 1 step, or initial base"
+            )
+        if self.training.initial == "base" and self.members > 1 and not self.training.steps:
+            raise ValueError(
+                f"members: without training all members have the same weights; found {self.members}. Choose 1 member"
+            )
         if self.training.refit and not self.training.valid_windows:
             raise ValueError(
                 "training.refit: there are no held-out steps to add; found valid_windows 0. Leave refit out, or hold a window out"
@@ -373,8 +387,11 @@ class Spec(_FrozenModel):
         exclude: dict[str, Any] = {
             name: True for name in newer if getattr(self, name) == type(self).model_fields[name].default
         }
-        if self.training.origins == 1:
-            exclude["training"] = {"origins": True}
+        exclude["training"] = {
+            name: True
+            for name in ("origins", "initial")
+            if getattr(self.training, name) == type(self.training).model_fields[name].default
+        }
         if not self.network.embed:
             exclude["network"] = {"embed": True}
         return self.model_dump_json(exclude=exclude)
