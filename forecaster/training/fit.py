@@ -9,10 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import torch
+
+from forecaster.bundle.pretrained.base import specialize_base
 from forecaster.data.calendar import default_season
-from forecaster.data.encoding import fit_encoding
+from forecaster.data.encoding import Encoding, fit_encoding
 from forecaster.data.windows import derive_epoch_seed
 from forecaster.errors import BadSpec, InputError
+from forecaster.evaluation.validation import ValidationScores, score_batch
 from forecaster.model.regressor import Regressor, build_network
 from forecaster.prediction.predictor import FittedModel
 from forecaster.prediction.scaled_range import SCALED_RANGE_FACT, learn_scaled_range
@@ -96,9 +101,14 @@ def fit(
         for seed in _member_seeds(spec)
     ]
     if initial is not None:
-        _load_initial_weights(initial, networks)
+        _load_initial_weights(initial.networks, networks, name=initial.spec.name)
+    elif spec.training.initial == "base":
+        initial = specialize_base(panel.freq, horizon=spec.horizon, season=season).to_fitted_model()
+        _load_initial_weights(initial.networks * len(networks), networks, name=initial.spec.name)
     module = TrainingModule(networks, spec)
     data = WindowDataModule(panel, spec, networks[0], encoding, season=season, steps_per_chunk=steps_per_chunk)
+    if not spec.training.steps:
+        return _use_initial_weights(panel, spec, networks, data, encoding, season=season)
     digest = fit_digest(panel, spec, initial)
     best_callback = BestWeightsCallback(
         checkpoint,
@@ -155,6 +165,30 @@ def fit(
         best_steps=best_callback.best_step,
         excluded_ids=data.excluded_ids,
     )
+
+
+def _use_initial_weights(
+    panel: Panel,
+    spec: Spec,
+    networks: Sequence[Regressor],
+    data: WindowDataModule,
+    encoding: Encoding,
+    *,
+    season: int,
+) -> FitResult:
+    """Returns the result of a fit without steps: the initial weights, and their scores on the validation windows."""
+    [network] = networks
+    model = FittedModel(spec, panel.freq, season, panel.cutoff, encoding, network.eval())
+    with torch.inference_mode():
+        scores = [score_batch(network, batch) for batch in data.validation_batches]
+    rows = [len(batch.seasonal_error) for batch in data.validation_batches]
+    means = {
+        f"valid/{name}": float(np.average([float(value) for value in values], weights=rows))
+        for name, values in zip(ValidationScores._fields, zip(*scores, strict=True), strict=True)
+    }
+    if means:
+        means["valid/exposure_gap"] = means["valid/rollout"] / max(means["valid/one_step"], 1e-12)
+    return FitResult(model, means, 0, steps=0, resumed_steps=0, best_steps=0, excluded_ids=data.excluded_ids)
 
 
 def validate_device(*, accelerator: str, devices: str) -> None:
@@ -227,17 +261,17 @@ def refit(
     )
 
 
-def _load_initial_weights(initial: FittedModel, networks: Sequence[Regressor]) -> None:
+def _load_initial_weights(sources: Sequence[Regressor], networks: Sequence[Regressor], *, name: str) -> None:
     """Copies the weights of the initial members; further members keep their random weights."""
-    for network, source in zip(networks, initial.networks, strict=False):
+    for network, source in zip(networks, sources, strict=False):
         weights = source.state_dict()
         shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
         initial_shapes = {name: tuple(value.shape) for name, value in weights.items()}
         if shapes != initial_shapes:
-            mismatch = next(name for name in (*shapes, *initial_shapes) if shapes.get(name) != initial_shapes.get(name))
+            mismatch = next(key for key in (*shapes, *initial_shapes) if shapes.get(key) != initial_shapes.get(key))
             raise BadSpec(
                 f"Expected initial weights of the same shapes; {mismatch} is {shapes.get(mismatch)} in this specification and "
-                f"{initial_shapes.get(mismatch)} in {initial.spec.name!r}. Use its specification, or start from random weights.",
+                f"{initial_shapes.get(mismatch)} in {name!r}. Use its specification, or start from random weights.",
                 where=mismatch,
             )
         network.load_state_dict(weights)

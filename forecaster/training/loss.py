@@ -145,6 +145,8 @@ def prepare_batches(
     target, scaled = (part.unfold(1, network.block, network.segment)[:, -origins:] for part in (actual, scaled))
     started = encoded.started.reshape(len(encoded.started), -1, network.segment).any(2)[:, -origins:, None]
     valid = started & ~target.isnan()
+    if network.trained_steps < network.block:
+        valid = valid & (torch.arange(network.block, device=valid.device) < network.trained_steps)
     if encoded.statistics is not None:
         recent = encoded.filled_values.unfold(1, network.lookback, 1)[:, network.segment :: network.segment]
         scale = network.measure_units(recent[:, -origins:], encoded.statistics[:, -origins:])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from forecaster.data.windows import Example, Window
 from forecaster.model.regressor import Regressor, build_network
-from forecaster.bundle.pretrained.specification import base_spec
+from forecaster.bundle.pretrained.specification import BASE_BLOCK, base_spec
 from forecaster.shapes import Float, Int
 from forecaster.training.loss import TrainingBatch, prepare_batches
 
@@ -26,13 +26,13 @@ class BaseNetworks(nn.Module):
     def __init__(self, *, seed: int, fields: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self._fields = dict(fields or {})
-        self.shared = build_network(base_spec(12, horizon=1, **self._fields), seed=seed, season=12)
+        self.shared = build_network(base_spec(12, horizon=BASE_BLOCK, **self._fields), seed=seed, season=12)
         self._by_season: dict[int, Regressor] = {12: self.shared}
 
     def for_season(self, season: int) -> Regressor:
         """Returns the network for a season."""
         if season not in self._by_season:
-            network = build_network(base_spec(season, horizon=1, **self._fields), seed=0, season=season)
+            network = build_network(base_spec(season, horizon=BASE_BLOCK, **self._fields), seed=0, season=season)
             for name, module in self.shared.named_children():
                 setattr(network, name, module)
             network.places = self.shared.places
