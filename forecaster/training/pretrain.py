@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
 
 from forecaster.bundle.pretrained.specification import BASE_BLOCK, BASE_NAME, base_spec
 from forecaster.data.encoding import EMPTY_ENCODING
@@ -104,12 +103,12 @@ class _SyntheticData(pl.LightningDataModule):
         super().__init__()
         self.options = options
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> SyntheticBatches:
         """Returns the batches of the trainer's current epoch."""
         assert self.trainer is not None
         first = self.trainer.current_epoch * self.options.epoch_steps
         steps = min(self.options.epoch_steps, self.options.steps - first)
-        return DataLoader(SyntheticBatches(self.options, first_step=first, steps=max(1, steps)), batch_size=None)
+        return SyntheticBatches(self.options, first_step=first, steps=max(1, steps))
 
 
 class _EpochCheckpoint(Checkpoint):

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
 from forecaster.bundle.pretrained.specification import BASE_BLOCK, LONG_SEASONS, segment_of
 from forecaster.shapes import Float
@@ -42,7 +41,7 @@ class PretrainingOptions(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 
-class SyntheticBatches(IterableDataset[SyntheticSeries]):
+class SyntheticBatches:
     """The series of each optimiser step from a first step on; they depend on the seed and the number of the step only."""
 
     def __init__(self, options: PretrainingOptions, *, first_step: int, steps: int) -> None:
