@@ -115,7 +115,7 @@ class BestWeightsCallback(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs, compares and saves; it runs after validation and all other callbacks."""
-        scores = _add_exposure_gap({name: float(value) for name, value in trainer.callback_metrics.items()})
+        scores = add_exposure_gap({name: float(value) for name, value in trainer.callback_metrics.items()})
         for logger in trainer.loggers:  # not through Lightning, which would count batches of several steps
             logger.log_metrics(scores, trainer.global_step)
         self._check_finite(scores, trainer)
@@ -163,7 +163,7 @@ class BestWeightsCallback(Checkpoint):
             )
 
 
-def _add_exposure_gap(scores: dict[str, float]) -> dict[str, float]:
+def add_exposure_gap(scores: dict[str, float]) -> dict[str, float]:
     """Adds the free-running over the teacher-forced error, as `compute_exposure_gap` defines it.
 
     The scores are returned unchanged where the teacher-forced error is missing or zero.

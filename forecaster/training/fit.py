@@ -25,7 +25,7 @@ from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.allocator import keep_freed_memory
-from forecaster.training.checkpoint import AtomicCheckpointIO, BestWeightsCallback
+from forecaster.training.checkpoint import AtomicCheckpointIO, BestWeightsCallback, add_exposure_gap
 from forecaster.training.datamodule import STEPS_PER_CHUNK, WindowDataModule
 from forecaster.training.lightning import Logger, MisconfigurationException, pl, quiet_lightning
 from forecaster.training.module import TrainingModule
@@ -181,13 +181,12 @@ def _use_initial_weights(
     model = FittedModel(spec, panel.freq, season, panel.cutoff, encoding, network.eval())
     with torch.inference_mode():
         scores = [score_batch(network, batch) for batch in data.validation_batches]
-    rows = [len(batch.seasonal_error) for batch in data.validation_batches]
-    means = {
-        f"valid/{name}": float(np.average([float(value) for value in values], weights=rows))
-        for name, values in zip(ValidationScores._fields, zip(*scores, strict=True), strict=True)
-    }
-    if means:
-        means["valid/exposure_gap"] = means["valid/rollout"] / max(means["valid/one_step"], 1e-12)
+    means = {}
+    if scores:
+        rows = [len(batch.seasonal_error) for batch in data.validation_batches]
+        averages = (np.average([float(value) for value in values], weights=rows) for values in zip(*scores, strict=True))
+        names = (f"valid/{name}" for name in ValidationScores._fields)
+        means = add_exposure_gap(dict(zip(names, map(float, averages), strict=True)))
     return FitResult(model, means, 0, steps=0, resumed_steps=0, best_steps=0, excluded_ids=data.excluded_ids)
 
 
