@@ -36,6 +36,7 @@ MAX_STEPS = 100_000  # of a context or a horizon
 StepCount = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 RUNNING_LAGS = 24  # latest values that the features of the running scale contain
 RUNNING_CYCLES = 5  # seasons that a running seasonal index averages
+LONG_CYCLES = 3  # long seasons that are averaged
 DIVERGENCE_FACTOR = 1e4  # a forecast beyond this multiple of the history's largest scaled value has diverged
 
 
@@ -428,7 +429,7 @@ class Spec(_FrozenModel):
 
 def running_lookback(season: int, long_season: int | None = None) -> int:
     """Returns the number of latest values that the features and simple forecasts of the running scale read."""
-    return max(RUNNING_LAGS + 1, (RUNNING_CYCLES + 1) * season, (long_season or 0) + season)
+    return max(RUNNING_LAGS + 1, (RUNNING_CYCLES + 1) * season, LONG_CYCLES * (long_season or 0) + season)
 
 
 class Layout(NamedTuple):
