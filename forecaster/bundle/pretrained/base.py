@@ -25,7 +25,14 @@ def load_base() -> StoredModel:
     return stored
 
 
-def specialize_base(freq: str, *, horizon: int, season: int | None = None, name: str | None = None) -> StoredModel:
+def specialize_base(
+    freq: str,
+    *,
+    horizon: int,
+    season: int | None = None,
+    name: str | None = None,
+    stored: StoredModel | None = None,
+) -> StoredModel:
     """Returns the pretrained model for data with this frequency and season: the weights are the same for all of them.
 
     Args:
@@ -33,8 +40,9 @@ def specialize_base(freq: str, *, horizon: int, season: int | None = None, name:
         horizon: Steps ahead that a test or a fit scores; forecasts of any horizon are possible.
         season: Steps of a season; by default that of the frequency.
         name: Name of the model, by default `base`.
+        stored: Another result of `forecaster pretrain` than the shipped one.
     """
-    stored = load_base()
+    stored = load_base() if stored is None else stored
     season = season or default_season(freq)
     fields = {} if name is None else {"name": name}
     spec = base_spec(season, horizon=horizon, network=stored.spec.network.model_dump(), **fields)
