@@ -184,7 +184,9 @@ def _use_initial_weights(
     means = {}
     if scores:
         rows = [len(batch.seasonal_error) for batch in data.validation_batches]
-        averages = (np.average([float(value) for value in values], weights=rows) for values in zip(*scores, strict=True))
+        averages = (
+            np.average([float(value) for value in values], weights=rows) for values in zip(*scores, strict=True)
+        )
         names = (f"valid/{name}" for name in ValidationScores._fields)
         means = add_exposure_gap(dict(zip(names, map(float, averages), strict=True)))
     return FitResult(model, means, 0, steps=0, resumed_steps=0, best_steps=0, excluded_ids=data.excluded_ids)

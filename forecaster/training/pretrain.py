@@ -81,7 +81,9 @@ def pretrain(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, train_dataloaders=None, datamodule=_SyntheticData(options), ckpt_path=resume, weights_only=True)
+        trainer.fit(
+            module, train_dataloaders=None, datamodule=_SyntheticData(options), ckpt_path=resume, weights_only=True
+        )
     module.cpu().load_averages()
     network = module.networks.for_season(_REFERENCE_SEASON).eval()
     model = FittedModel(

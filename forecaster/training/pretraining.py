@@ -69,7 +69,7 @@ def prepare_pretraining_batch(network: Regressor, series: SyntheticSeries) -> Tr
     origins = torch.from_numpy(series.origins)
 
     def select(part: Tensor) -> Tensor:
-        return part.unflatten(1, (-1, network.block))[:, origins]
+        return part.reshape(len(part), -1, network.block)[:, origins]
 
     target = select(batch.target)
     weight = (select(batch.weight) > 0) & (target.abs() <= MAX_TARGET_UNITS)
