@@ -28,10 +28,10 @@ class LengthRange(NamedTuple):
 
 
 SEASON_WEIGHTS: Mapping[int, float] = {
-    1: 12.0,
-    4: 15.0,
-    12: 30.0,
-    24: 25.0,
+    1: 9.0,
+    4: 11.0,
+    12: 24.0,
+    24: 38.0,
     7: 10.0,
     52: 3.0,
     48: 2.0,

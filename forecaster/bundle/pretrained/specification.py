@@ -15,6 +15,7 @@ LONG_SEASONS: Mapping[int, int] = {7: 364, 24: 168, 48: 336, 96: 672}
 _SEGMENTS: Mapping[int, int] = {1: 1, 4: 1, 7: 6, 12: 3, 24: 12, 48: 24, 52: 12, 96: 48}
 _MAX_CONTEXT_STEPS = {1: 64, 4: 100, 7: 744, 12: 180, 24: 696}
 _BASE_FIELDS: Mapping[str, Any] = {
+    "reads": "history",
     "decoder": "block",
     "block_steps": BASE_BLOCK,
     "scaling": "running",
