@@ -21,6 +21,7 @@ from forecaster.evaluation.validation import ValidationScores, score_batch
 from forecaster.model.regressor import Regressor, build_network
 from forecaster.prediction.predictor import FittedModel
 from forecaster.prediction.scaled_range import SCALED_RANGE_FACT, learn_scaled_range
+from forecaster.prediction.shape_range import SHAPE_RANGE_FACT
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.spec import Spec
@@ -108,7 +109,8 @@ def fit(
     module = TrainingModule(networks, spec)
     data = WindowDataModule(panel, spec, networks[0], encoding, season=season, steps_per_chunk=steps_per_chunk)
     if not spec.training.steps:
-        return _use_initial_weights(panel, spec, networks, data, encoding, season=season)
+        assert initial is not None, "random weights need steps"
+        return _use_initial_weights(panel, spec, networks, data, encoding, season=season, initial=initial)
     digest = fit_digest(panel, spec, initial)
     best_callback = BestWeightsCallback(
         checkpoint,
@@ -175,10 +177,12 @@ def _use_initial_weights(
     encoding: Encoding,
     *,
     season: int,
+    initial: FittedModel,
 ) -> FitResult:
     """Returns the result of a fit without steps: the initial weights, and their scores on the validation windows."""
     [network] = networks
-    model = FittedModel(spec, panel.freq, season, panel.cutoff, encoding, network.eval())
+    facts = {name: initial.facts[name] for name in (SHAPE_RANGE_FACT,) if name in initial.facts}
+    model = FittedModel(spec, panel.freq, season, panel.cutoff, encoding, network.eval(), facts=facts)
     with torch.inference_mode():
         scores = [score_batch(network, batch) for batch in data.validation_batches]
     means = {}

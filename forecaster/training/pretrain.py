@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from forecaster.bundle.pretrained.specification import BASE_BLOCK, BASE_NAME, base_spec
@@ -14,13 +15,16 @@ from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.errors import NonFiniteLoss
 from forecaster.frequency.timestamps import parse_bounded_timestamp
 from forecaster.prediction.fitted_model import FittedModel
+from forecaster.prediction.shape_range import SHAPE_RANGE_FACT, compute_shape_features, learn_shape_ranges
 from forecaster.progress import NO_PROGRESS, Progress
+from forecaster.synthetic.training_batches import draw_batch, draw_shape
 from forecaster.training.allocator import keep_freed_memory
 from forecaster.training.checkpoint import AtomicCheckpointIO
 from forecaster.training.lightning import Checkpoint, Logger, pl, quiet_lightning
 from forecaster.training.pretraining_module import PretrainingModule, PretrainingOptions, SyntheticBatches
 from forecaster.training.progress_callback import ProgressCallback
 
+_RANGE_SERIES, _RANGE_BATCH, _RANGE_SEED = 20_000, 100, 1 << 40  # the seed differs from that of every group of batches
 _REFERENCE_SEASON, _REFERENCE_FREQUENCY, _REFERENCE_CUTOFF = 12, "MS", "2000-01-01"
 
 
@@ -93,9 +97,25 @@ def pretrain(
         parse_bounded_timestamp(_REFERENCE_CUTOFF, freq=_REFERENCE_FREQUENCY),
         EMPTY_ENCODING,
         network,
-        facts={"pretraining": options.model_dump(mode="json")},
+        facts={
+            "pretraining": options.model_dump(mode="json"),
+            SHAPE_RANGE_FACT: {
+                name: list(bounds) for name, bounds in learn_synthetic_ranges(seed=options.seed).items()
+            },
+        },
     )
     return PretrainingResult(model, saver.loss, trainer.global_step, saver.resumed_steps)
+
+
+def learn_synthetic_ranges(*, seed: int) -> dict[str, tuple[float, float]]:
+    """Returns the ranges of the shapes of synthetic series, as `predict` compares them with those of a history."""
+    rng = np.random.default_rng([seed, _RANGE_SEED])
+    features = []
+    for _ in range(_RANGE_SERIES // _RANGE_BATCH):
+        season, length = draw_shape(rng)
+        values = draw_batch(rng, season=season, length=length, count=_RANGE_BATCH).astype(np.float64)
+        features.append(compute_shape_features(list(values), season=season))
+    return learn_shape_ranges(np.concatenate(features))
 
 
 class _SyntheticData(pl.LightningDataModule):
