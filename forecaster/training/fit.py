@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from forecaster.data.calendar import default_season
 from forecaster.data.encoding import fit_encoding
 from forecaster.data.windows import derive_epoch_seed
 from forecaster.errors import BadSpec, InputError
+from forecaster.evaluation.validation import ValidationErrors, arrange_origin_errors, score_origins
 from forecaster.model.regressor import Regressor, build_network
 from forecaster.prediction.predictor import FittedModel
 from forecaster.prediction.scaled_range import SCALED_RANGE_FACT, learn_scaled_range
@@ -38,6 +41,7 @@ class FitResult(NamedTuple):
         resumed_steps: Those of them made by an earlier process, before a resume.
         best_steps: Steps after which the best weights were reached.
         excluded_ids: Ids of the series that are too short to train on.
+        validation_errors: The errors of the best epoch by series and window; None without validation windows.
     """
 
     model: FittedModel
@@ -47,6 +51,7 @@ class FitResult(NamedTuple):
     resumed_steps: int
     best_steps: int
     excluded_ids: tuple[str, ...]
+    validation_errors: ValidationErrors | None = None
 
 
 def fit(
@@ -154,6 +159,23 @@ def fit(
         resumed_steps=best_callback.resumed_steps,
         best_steps=best_callback.best_step,
         excluded_ids=data.excluded_ids,
+        validation_errors=_arrange_validation_errors(data, best_callback.origin_errors, model),
+    )
+
+
+def _arrange_validation_errors(
+    data: WindowDataModule, origin_errors: Tensor | None, model: FittedModel
+) -> ValidationErrors | None:
+    """Arranges the errors of the best epoch; a checkpoint of an earlier version has none, and the model is scored again."""
+    if not data.validation_batches:
+        return None
+    training = model.spec.training
+    return arrange_origin_errors(
+        data.validation_series,
+        score_origins(model.networks, data.validation_batches) if origin_errors is None else origin_errors.numpy(),
+        horizon=model.spec.horizon,
+        windows=training.valid_windows,
+        stride=training.valid_stride,
     )
 
 
