@@ -23,6 +23,7 @@ from serving.formats.timestamps import IntegerStyle, TimestampStyle
 
 T = TypeVar("T")
 _BATCH_STEPS = 1 << 17  # steps of history and horizon computed between two checks of the deadline: tens of milliseconds
+GRID_STEPS = 1 << 11  # cost of the predictor and of the rollout for one more frequency or season, in steps of a network
 BLEND_COST_FACTOR = 64  # cost of a step of a blend, which fits statistical models, relative to the network alone
 
 
