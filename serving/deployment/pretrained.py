@@ -41,6 +41,10 @@ class PretrainedPredictors:
         """Returns the predictor for a frequency and a season, by default the usual season of the frequency."""
         return self._find_predictor(freq, season)
 
+    def counts(self) -> tuple[int, int]:
+        """Returns how many engines and predictors are kept."""
+        return self._find_engine.cache_info().currsize, self._find_predictor.cache_info().currsize
+
     def _build_predictor(self, freq: str, season: int | None) -> Predictor:
         from forecaster.bundle.pretrained.base import base_predictor
         from forecaster.data.calendar import default_season
