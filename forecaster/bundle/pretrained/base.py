@@ -11,6 +11,7 @@ from pathlib import Path
 from forecaster.bundle.artifact import load_predictor
 from forecaster.bundle.pretrained.specification import base_spec
 from forecaster.data.calendar import default_season
+from forecaster.engines.engine import Engine
 from forecaster.prediction.fitted_model import StoredModel
 from forecaster.prediction.predictor import Predictor
 
@@ -50,7 +51,15 @@ def specialize_base(
 
 
 def base_predictor(
-    freq: str, *, horizon: int, season: int | None = None, clock: Callable[[], datetime] | None = None
+    freq: str,
+    *,
+    horizon: int,
+    season: int | None = None,
+    engine: Engine | None = None,
+    clock: Callable[[], datetime] | None = None,
 ) -> Predictor:
-    """Returns a predictor of the pretrained model for data with this frequency and season."""
-    return Predictor(specialize_base(freq, horizon=horizon, season=season), clock=clock)
+    """Returns a predictor of the pretrained model for data with this frequency and season.
+
+    Its engine depends on the season alone, so predictors of several frequencies may share one.
+    """
+    return Predictor(specialize_base(freq, horizon=horizon, season=season), engine=engine, clock=clock)
