@@ -55,7 +55,7 @@ class TrainingModule(pl.LightningModule):
     def training_step(self, example: Example, _batch_idx: int) -> Float[Tensor, ""]:
         """Runs the optimiser steps of several batches and returns their mean loss. Raises NonFiniteLoss."""
         training, optimizer = self.spec.training, self._optimizer()
-        network, template = self.network, self._networks[0].train()  # validation may have left it in eval mode
+        network, template = self.network.train(), self._networks[0]  # validation may have left it in eval mode
         if isinstance(network, StackedNetworks):
             loss, clip_gradients, num_members = network.losses, network.clip_gradient_norm, len(network)
         else:
@@ -124,10 +124,17 @@ class TrainingModule(pl.LightningModule):
     def validation_step(self, batch: ValidationBatch, _batch_idx: int) -> None:
         """Scores a batch of rolling origins."""
         rows = len(batch.seasonal_error)
-        scores = [score_batch(network.to(self.device).eval(), batch) for network in self.networks]
-        for name, values in zip(ValidationScores._fields, zip(*scores, strict=True), strict=True):
-            mean = torch.stack(values).mean()
-            self.log(f"valid/{name}", mean, batch_size=rows, prog_bar=name == "rollout", logger=False)
+        for name, score in self._score(batch)._asdict().items():
+            self.log(f"valid/{name}", score, batch_size=rows, prog_bar=name == "rollout", logger=False)
+
+    def _score(self, batch: ValidationBatch) -> ValidationScores:
+        """Returns the mean scores of the members: of all at once where a batch is small, else of one after the other."""
+        network = self.network.eval()
+        scores = network.score(batch) if isinstance(network, StackedNetworks) else None
+        if scores is not None:
+            return scores
+        scores_of_members = [score_batch(member.to(self.device).eval(), batch) for member in self.networks]
+        return ValidationScores(*(torch.stack(values).mean() for values in zip(*scores_of_members, strict=True)))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Returns Adam over all parameters."""
