@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from cyclopts import Parameter
 
 from pipelines.commands.console import print_backtest_scores, warn, write_table
+from pipelines.commands.model_options import PretrainedOptions, resolve_bundle
 from pipelines.commands.options import (
     DataOptions,
     RootOptions,
     is_plot_folder,
-    resolve_bundle,
     validate_counts,
     validate_plot_path,
     validate_table_paths,
@@ -40,7 +40,7 @@ class BacktestOptions:
     stride: int | None = None
     "Steps between the origins; by default one horizon."
     rival: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
-    "Another bundle folder or registered model (NAME@champion) to compare with the model; may be repeated."
+    "Another bundle folder, registered model (NAME@champion) or `base` to compare with the model; may be repeated."
     baselines: Annotated[tuple[BaselineName, ...], Parameter(negative="", show_default=False)] = ()
     """A statistical baseline, fitted to every history; may be repeated. Time for one history of 70 months: milliseconds for
     naive2 (of the M4 competition) and dynamic_optimized_theta, 0.1 s for auto_ets, 0.5 s for auto_arima. For 700 hours,
@@ -69,6 +69,7 @@ class BacktestOptions:
 
 
 _ROOT_OPTIONS, _DATA_OPTIONS, _BACKTEST_OPTIONS = RootOptions(), DataOptions(), BacktestOptions()
+_PRETRAINED_OPTIONS = PretrainedOptions()
 
 
 def backtest(
@@ -77,6 +78,7 @@ def backtest(
     *,
     options: BacktestOptions = _BACKTEST_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
+    pretrained_options: PretrainedOptions = _PRETRAINED_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Scores a model, seasonal naive, other models and statistical baselines on the last rolling origins of the data.
@@ -84,7 +86,7 @@ def backtest(
     Parameters
     ----------
     model
-        A bundle folder, or a registered model as NAME or NAME@ALIAS.
+        A bundle folder, a registered model as NAME or NAME@ALIAS, or `base` for the pretrained network.
     data
         Input data, as for train.
     """
@@ -94,6 +96,7 @@ def backtest(
     options.validate()
     root = root_options.open_root() if options.track else None
     bundles = load_bundles(model, options.rival, root_options)
+    pretrained_options.validate([loaded.bundle for loaded in bundles.values()])
     source = data_options.to_data_source(data)
     report = backtests.backtest(
         bundles,
@@ -105,6 +108,7 @@ def backtest(
         levels=options.levels,
         group_by=options.by,
         n_jobs=options.jobs,
+        pretrained_season=pretrained_options.season,
         progress=create_display(),
         now=datetime.now(UTC),
     )
@@ -122,6 +126,7 @@ def backtest(
 def load_bundles(model: str, other_models: Sequence[str], root_options: RootOptions) -> dict[str, LoadedBundle]:
     """Loads the model and the other models by distinct names: the name of the specification, or as registered."""
     from forecaster.bundle import artifact
+    from forecaster.bundle.pretrained.base import BASE_FOLDER
     from forecaster.evaluation.baselines import SEASONAL_NAIVE
     from pipelines.backtest import LoadedBundle
 
@@ -129,7 +134,7 @@ def load_bundles(model: str, other_models: Sequence[str], root_options: RootOpti
     for reference in (model, *other_models):
         folder = resolve_bundle(reference, root_options)
         fitted = artifact.load_bundle(folder)
-        use_registered_name = bool(bundles) and not Path(reference).is_dir()
+        use_registered_name = bool(bundles) and not Path(reference).is_dir() and folder != BASE_FOLDER
         registered_name = reference if "@" in reference else f"{reference}@champion"
         name = registered_name if use_registered_name else fitted.spec.name
         taken = {*bundles, *get_args(BaselineName), SEASONAL_NAIVE}

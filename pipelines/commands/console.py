@@ -31,6 +31,7 @@ _OPTIONS_OF_ARGUMENTS = {
     "blend": "--blend",
     "members": "--members",
     "test_windows": "--test-windows",
+    "season": "--season",
 }
 _OWN_PACKAGES = ("forecaster", "pipelines", "serving")
 
