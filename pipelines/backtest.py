@@ -17,7 +17,7 @@ from forecaster.bundle.pretrained.base import BASE_FOLDER, specialize_to_panel
 from forecaster.errors import LevelOutOfRange
 from forecaster.evaluation.backtest import Backtest, explain_missing_forecasts
 from forecaster.evaluation.backtest import backtest as run_backtest
-from forecaster.evaluation.baselines import SEASONAL_NAIVE, ForecastFunction, seasonal_naive, statistical_baseline
+from forecaster.evaluation.baselines import ForecastFunction, build_baselines, statistical_baseline
 from forecaster.evaluation.calibration import add_quantiles
 from forecaster.evaluation.scores import SCORED_LEVELS, group_series, overall_scores, score_table
 from forecaster.evaluation.significance import SignificanceResult, compare_forecasters
@@ -67,6 +67,7 @@ class BacktestReport(NamedTuple):
         scores: The table of `score_table`.
         comparisons: For each other forecaster, how its errors differ from the model's.
         messages: Warnings for the user, one line each.
+        season: Steps of the season by which errors are scaled.
         dash_reasons: Why scores in the table are missing, one line each.
     """
 
@@ -76,6 +77,7 @@ class BacktestReport(NamedTuple):
     scores: pd.DataFrame
     comparisons: Mapping[str, SignificanceResult]
     messages: Sequence[str]
+    season: int
     dash_reasons: Sequence[str] = ()
 
     @property
@@ -92,10 +94,10 @@ def backtest(
     horizon: int | None = None,
     windows: int = 1,
     stride: int | None = None,
+    season: int | None = None,
     levels: Sequence[float] = (),
     group_by: str | None = None,
     n_jobs: int = 1,
-    pretrained_season: int | None = None,
     progress: Progress = NO_PROGRESS,
     now: datetime | None = None,
 ) -> BacktestReport:
@@ -104,14 +106,15 @@ def backtest(
     Args:
         bundles: Models by name; the others are compared with the first, which also sets horizon and season.
         data: Where the panel comes from; the additional columns of all models are read with it.
-        baselines: Statistical baselines; seasonal naive is always included.
+        baselines: Statistical baselines; seasonal naive and the last value are always included.
         horizon: Steps ahead; by default the first model's horizon.
         windows: Rolling origins of each series.
         stride: Steps between the origins; by default one horizon.
         levels: Levels of the quantiles to keep, in addition to those that scores need.
+        season: Steps of the season by which errors are scaled, and of the baselines; by default the first model's. The pretrained
+            network has this season too, by default that of the frequency.
         group_by: A static column; the groups of its values are scored too.
         n_jobs: Processes that fit baselines in parallel.
-        pretrained_season: Steps of a season of the pretrained network; by default that of the frequency.
         progress: Receives the phases: reading, backtest.
         now: The present, for data whose incomplete last periods are dropped.
     """
@@ -120,24 +123,23 @@ def backtest(
     for name in baselines:
         require_model_package(name)
     panel = read_panel(_add_required_columns(data, list(bundles.values()), group_by), now=now, progress=progress)
-    bundles = {
-        name: loaded.specialize(panel, horizon=horizon, season=pretrained_season) for name, loaded in bundles.items()
-    }
+    bundles = {name: loaded.specialize(panel, horizon=horizon, season=season) for name, loaded in bundles.items()}
     model = bundles[model_name].model
+    season = season or model.season
     forecasters: dict[str, ForecastFunction | Predictor] = {
         name: Predictor(loaded.model) for name, loaded in bundles.items()
     }
-    forecasters[SEASONAL_NAIVE] = seasonal_naive(model.season)
+    forecasters |= build_baselines(season=season)
     for name in dict.fromkeys(baselines):
         on_history = partial(_count_histories, progress, len(forecasters))
-        forecasters[name] = statistical_baseline(name, season=model.season, jobs=n_jobs, progress=on_history)
+        forecasters[name] = statistical_baseline(name, season=season, jobs=n_jobs, progress=on_history)
     group_series(panel.series, group_by)  # raises before the work rather than after it
     result = run_backtest(
         panel,
         forecasters,
         horizon=horizon or model.spec.horizon,
         windows=windows,
-        season=model.season,
+        season=season,
         min_history=model.spec.min_steps,
         stride=stride,
         progress=progress,
@@ -146,9 +148,9 @@ def backtest(
     result = add_quantiles(result, models, levels=(*SCORED_LEVELS, *levels))
     comparisons = {name: compare_forecasters(result, model_name, name) for name in forecasters if name != model_name}
     scores = pd.concat([score_table(result, by=group_by), _build_difference_table(comparisons)], ignore_index=True)
-    messages = _collect_messages(panel, result, models, model.season)
+    messages = _collect_messages(panel, result, models, season)
     dash_reasons = tuple(_explain_dashes(result, models, overall_scores(scores)))
-    return BacktestReport(model_name, panel, result, scores, comparisons, messages, dash_reasons)
+    return BacktestReport(model_name, panel, result, scores, comparisons, messages, season, dash_reasons)
 
 
 def _count_histories(progress: Progress, forecasters_before: int, done: int, total: int) -> None:

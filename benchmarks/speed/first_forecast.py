@@ -80,7 +80,7 @@ def render(rows: dict[str, tuple[float, float, float]], *, repeats: int) -> str:
     lines = [
         "# Seconds to the first forecast",
         "",
-        "From the start of a new process to the forecast of a user's own CSV by the pretrained network, 12 steps ahead; no training.",
+        "From the start of a new process to the forecast of a user's own CSV by the pretrained network, 12 steps ahead.",
         f"Medians of {repeats} processes, measured by `benchmarks/speed/first_forecast.py` with Python "
         f"{platform.python_version()} on {os.cpu_count()} CPU cores.",
         "",

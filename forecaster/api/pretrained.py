@@ -6,7 +6,13 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from forecaster.bundle.pretrained.base import BASE_NAME, load_base, specialize_base, specialize_to_panel, validate_season
+from forecaster.bundle.pretrained.base import (
+    BASE_NAME,
+    load_base,
+    specialize_base,
+    specialize_to_panel,
+    validate_season,
+)
 from forecaster.bundle.pretrained.specification import base_spec
 from forecaster.data.calendar import default_horizon, default_season
 from forecaster.errors import InputError

@@ -60,7 +60,7 @@ def trace_layers(model: Regressor, window: Window, rollout_state: RolloutState) 
     encoded = encode_inputs(model, window, rollout_state)
     with torch.no_grad():
         model.recurrent(
-            _prepare_inputs(model, encoded.inputs, rollout_state.static, encoded.mask),
+            _build_layer_inputs(model, encoded.inputs, rollout_state.static, encoded.mask),
             rollout_state.recurrent_state,
             encoded.mask,
             run_and_record,
@@ -93,13 +93,9 @@ def compute_influence(model: Regressor, window: Window, rollout_state: RolloutSt
         hidden.detach().repeat(1, _NUM_PROBES, 1),
         None if cell is None else cell.detach().repeat(1, _NUM_PROBES, 1),
     )
-    mask = encoded.mask.repeat(_NUM_PROBES, 1)
     with torch.enable_grad():
-        _, final_state = model.recurrent(
-            _prepare_inputs(model, inputs, rollout_state.static.detach().repeat(_NUM_PROBES, 1), mask),
-            state,
-            mask,
-        )
+        mask, static = encoded.mask.repeat(_NUM_PROBES, 1), rollout_state.static.detach().repeat(_NUM_PROBES, 1)
+        _, final_state = model.recurrent(_build_layer_inputs(model, inputs, static, mask), state, mask)
         flat_state = (
             final_state.hidden if final_state.cell is None else torch.cat([final_state.hidden, final_state.cell])
         )
@@ -110,8 +106,8 @@ def compute_influence(model: Regressor, window: Window, rollout_state: RolloutSt
     return influence.masked_fill(~encoded.mask[0], 0.0).float()
 
 
-def _prepare_inputs(model: Regressor, inputs: Tensor, static: Tensor, mask: Tensor) -> Tensor:
-    """Returns what the recurrence reads at each step: the inputs with the static embeddings, embedded if the network does so."""
+def _build_layer_inputs(model: Regressor, inputs: Tensor, static: Tensor, mask: Tensor) -> Tensor:
+    """Returns the inputs of the lowest layer, as `Regressor.run_recurrence` builds them."""
     if model.groups:
         inputs = torch.cat([inputs, static[:, None].expand(-1, inputs.shape[1], -1)], dim=-1)
     return inputs if model.embedding is None else functional.silu(model.embedding(inputs)) * mask[..., None]

@@ -58,6 +58,8 @@ class Regressor(nn.Module):
         self.recurrent = RecurrentStack(spec.network, input_size=hidden if spec.network.embed else input_size)
         self.output_size = hidden * (1 if self.embedding is None else 2)
         self.origins = spec.training.origins
+        # Steps of a block that are trained; a pretrained block may be longer than the horizon.
+        self.trained_steps = min(spec.horizon, spec.block) if spec.decoder == "block" else spec.block
         self.num_covariates, self.decoder_kind = num_covariates, spec.decoder
         places = {"rollout": (1, 0), "block": (1, 0), "direct": (spec.block // spec.segment, _SEGMENT_EMBEDDING_SIZE)}
         self.places = nn.Parameter(torch.randn(places[spec.decoder]) / _SEGMENT_EMBEDDING_SIZE**0.5)
@@ -183,9 +185,7 @@ class Regressor(nn.Module):
     def _view_past(
         self, recent: Float[Tensor, "*axes back"], statistics: Float64[Tensor, "*axes statistic"]
     ) -> running.RunningView:
-        return running.view_past(
-            recent, statistics, season=self.season, long_season=self.long_season, block=self.block
-        )
+        return running.view_past(recent, statistics, season=self.season, long_season=self.long_season, block=self.block)
 
     def _decode_outputs(
         self,

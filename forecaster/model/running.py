@@ -12,12 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from forecaster.shapes import Bool, Float, Float64
-from forecaster.spec import RUNNING_CYCLES, RUNNING_LAGS
+from forecaster.shapes import Bool, Float, Float64, Int
+from forecaster.spec import LONG_CYCLES, RUNNING_CYCLES, RUNNING_LAGS, running_lookback
 
 NUM_FORECASTS = 8  # simple forecasts that the base `mixture` combines
 NUM_STATISTICS = 12
 LONG_CHANGE = 4  # seasons of the longest change in the statistics
+_LONG_DECAY = 0.7  # weight of a long season, relative to the next one
 _INDEX_DECAY = 0.9  # weight of a season in the index, relative to the next one
 _NUM_SCALARS = 24
 _SEASONAL_FORECASTS = 3  # the first simple forecasts repeat the season
@@ -164,13 +165,14 @@ def view_past(
 ) -> RunningView:
     """Computes features and simple forecasts at a step.
 
-    The forecasts are: the last season, the seasonal index, the long season (or the season before the last), the last value and the mean of the last
-    three without their season, and lines with the slope over one season, over three and since the start.
+    The forecasts are: the last season, the seasonal index, the mean of the long seasons (or the season before the last), the
+    last value and the mean of the last three without their season, and lines with the slope over one season, over three and
+    since the start.
     """
     scale, device = measure_running_scale(recent, statistics, season=season), recent.device
     sums = Statistics(*statistics.float().unbind(-1))
     level, unit, steps = (part[..., None] for part in (scale.level, scale.unit, sums.steps))
-    by_age = recent.flip(-1)  # the latest first
+    by_age = recent[..., -running_lookback(season) :].flip(-1)  # the latest first
     age = torch.arange(by_age.shape[-1], device=device)
     is_read = age < steps
     ahead = torch.arange(1, block + 1, device=device)
@@ -180,11 +182,12 @@ def view_past(
     zero = torch.zeros_like(level).expand(*level.shape[:-1], block)
     if season > 1:
         last_season = _to_units(by_age[..., age_in_season], scale) * is_read[..., age_in_season]
-        older_age = age_in_season + season if long_season is None else (-ahead) % long_season
-        level_age = long_season or season
-        older = (by_age[..., older_age] - levels[..., level_age, None]) / unit
-        has_older = level_age + season <= steps
-        older = older.clamp(-_MAX_UNITS, _MAX_UNITS) * has_older
+        if long_season is None:
+            older = by_age[..., age_in_season + season] - levels[..., season, None]
+            has_older = 2 * season <= steps
+        else:
+            older, has_older = _long_season_ahead(recent, steps, season=season, long_season=long_season, ahead=ahead)
+        older = (older / unit).clamp(-_MAX_UNITS, _MAX_UNITS) * has_older
         index_ahead = (index[..., age_in_season] / unit).clamp(-_MAX_UNITS, _MAX_UNITS)
     else:
         last_season = older = index_ahead = zero
@@ -212,10 +215,10 @@ def view_past(
     )
     features = torch.cat(
         [
-            lags.asinh(),
-            (last_season - index_ahead).asinh(),
-            index_ahead.asinh(),
-            (older - index_ahead).asinh(),
+            _compress(lags),
+            _compress(last_season - index_ahead),
+            _compress(index_ahead),
+            _compress(older - index_ahead),
             scalars,
         ],
         dim=-1,
@@ -244,6 +247,11 @@ def _to_units(values: Float[Tensor, "*axes step"], scale: RunningScale) -> Float
     return ((values - scale.level[..., None]) / scale.unit[..., None]).clamp(-_MAX_UNITS, _MAX_UNITS)
 
 
+def _compress(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """Returns the values, large ones as their square root: a tenth of the time of asinh, for most of the features."""
+    return values * (1 + values.abs()).rsqrt()
+
+
 def _log_ratio(first: Float[Tensor, "*axes"], second: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
     return (first / second.clamp(min=_TINY) + 1e-3).log()
 
@@ -270,6 +278,29 @@ def _seasonal_index(
     sums, weights = (part.reshape(*part.shape[:-1], -1, season).sum(-2) for part in (deviation, weight))
     index: Tensor = sums / weights.clamp(min=_TINY)
     return index - index.mean(-1, keepdim=True)
+
+
+def _long_season_ahead(
+    recent: Float[Tensor, "*axes back"],
+    steps: Float[Tensor, "*axes one"],
+    *,
+    season: int,
+    long_season: int,
+    ahead: Int[Tensor, "block"],
+) -> tuple[Float[Tensor, "*axes block"], Bool[Tensor, "*axes one"]]:
+    """Returns the mean of the values one and more long seasons before the steps ahead, and whether there is any.
+
+    Each is relative to the level at its time; later seasons weigh more.
+    """
+    total, weights = torch.zeros_like(recent[..., :1]), torch.zeros_like(steps)
+    for cycle in range(LONG_CYCLES):
+        origin = recent.shape[-1] - 1 - (cycle + 1) * long_season
+        level = recent[..., origin - season + 1 : origin + 1].mean(-1, keepdim=True)
+        # A block that is longer than the long season repeats it.
+        values = recent[..., origin + 1 + (ahead - 1) % long_season]
+        weight = _LONG_DECAY**cycle * ((cycle + 1) * long_season + season <= steps)
+        total, weights = total + weight * (values - level), weights + weight
+    return total / weights.clamp(min=_TINY), weights > 0
 
 
 def _slope(

@@ -99,9 +99,11 @@ def compute_loss(network: Regressor, batch: TrainingBatch) -> Float[Tensor, ""]:
     outputs, state = network.run_recurrence(batch.inputs, static, start, batch.mask)
     recent = batch.filled_values.unfold(1, network.lookback, 1)[:, segment::segment]  # before each target
     last = outputs[:, -1], recent[:, -1]
-    origins: slice | Tensor = slice(-(batch.target.shape[1] // network.block), None) if network.decoder_kind != "rollout" else slice(None)
+    origins: slice | Tensor = slice(None)
     if batch.origins is not None:
         origins = batch.origins
+    elif network.decoder_kind != "rollout":
+        origins = slice(-(batch.target.shape[1] // network.block), None)
     statistics = None if batch.statistics is None else batch.statistics[:, origins]
     params = network.decode(outputs[:, origins], recent[:, origins], batch.future_covariates, statistics)
     losses = network.head.loss(params.reshape(*batch.target.shape, -1), batch.target)
@@ -145,6 +147,8 @@ def prepare_batches(
     target, scaled = (part.unfold(1, network.block, network.segment)[:, -origins:] for part in (actual, scaled))
     started = encoded.started.reshape(len(encoded.started), -1, network.segment).any(2)[:, -origins:, None]
     valid = started & ~target.isnan()
+    if network.trained_steps < network.block:
+        valid = valid & (torch.arange(network.block, device=valid.device) < network.trained_steps)
     if encoded.statistics is not None:
         recent = encoded.filled_values.unfold(1, network.lookback, 1)[:, network.segment :: network.segment]
         scale = network.measure_units(recent[:, -origins:], encoded.statistics[:, -origins:])

@@ -12,8 +12,9 @@ import pandas as pd
 
 from forecaster.bundle.artifact import load_predictor
 from forecaster.bundle.pretrained.specification import BASE_NAME as BASE_NAME
-from forecaster.bundle.pretrained.specification import base_spec
+from forecaster.bundle.pretrained.specification import MAX_SEASON, base_spec
 from forecaster.data.calendar import default_horizon, default_season
+from forecaster.engines.engine import Engine
 from forecaster.errors import BadSpec
 from forecaster.frequency.timestamps import MAX_INTEGER_TIMESTAMP, Timestamp, is_integer_frequency, parse_frequency
 from forecaster.prediction.fitted_model import StoredModel
@@ -21,7 +22,6 @@ from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel
 
 BASE_FOLDER = Path(__file__).with_name("base")
-MAX_SEASON = 8000  # steps; the network reads twelve seasons
 _CALENDAR_START = "0001-01-02"  # one day later than the first, so that it exists in every time zone
 
 
@@ -33,7 +33,14 @@ def load_base() -> StoredModel:
     return stored
 
 
-def specialize_base(freq: str, *, horizon: int, season: int | None = None, name: str | None = None) -> StoredModel:
+def specialize_base(
+    freq: str,
+    *,
+    horizon: int,
+    season: int | None = None,
+    name: str | None = None,
+    stored: StoredModel | None = None,
+) -> StoredModel:
     """Returns the pretrained model for data with this frequency and season: the weights are the same for all of them.
 
     Args:
@@ -41,9 +48,10 @@ def specialize_base(freq: str, *, horizon: int, season: int | None = None, name:
         horizon: Steps ahead that a test or a fit scores; forecasts of any horizon are possible.
         season: Steps of a season; by default that of the frequency.
         name: Name of the model, by default `base`.
+        stored: Another result of `forecaster pretrain` than the shipped one.
     """
-    stored = load_base()
     parse_frequency(freq, where="freq")
+    stored = load_base() if stored is None else stored
     season = season or default_season(freq)
     validate_season(season)
     fields = {} if name is None else {"name": name}
@@ -78,10 +86,18 @@ def specialize_to_panel(panel: Panel, *, horizon: int | None = None, season: int
 
 
 def base_predictor(
-    freq: str, *, horizon: int, season: int | None = None, clock: Callable[[], datetime] | None = None
+    freq: str,
+    *,
+    horizon: int,
+    season: int | None = None,
+    engine: Engine | None = None,
+    clock: Callable[[], datetime] | None = None,
 ) -> Predictor:
-    """Returns a predictor of the pretrained model for data with this frequency and season."""
-    return Predictor(specialize_base(freq, horizon=horizon, season=season), clock=clock)
+    """Returns a predictor of the pretrained model for data with this frequency and season.
+
+    Its engine depends on the season alone, so predictors of several frequencies may share one.
+    """
+    return Predictor(specialize_base(freq, horizon=horizon, season=season), engine=engine, clock=clock)
 
 
 def _first_timestamp(freq: str, *, has_zone: bool) -> Timestamp:

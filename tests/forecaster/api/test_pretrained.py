@@ -16,8 +16,8 @@ from forecaster.api import DataWarning, ForecastWarning
 from forecaster.bundle.pretrained.base import load_base, specialize_to_panel
 from forecaster.data.frames.panel import to_panel
 from forecaster.errors import (
-    BadStamp,
     BadSpec,
+    BadStamp,
     ForecasterError,
     FrequencyUnknown,
     HistoryTooShort,
@@ -222,7 +222,7 @@ def test_short_constant_and_missing_histories_have_forecasts() -> None:
         "short": [1.0, 2.0],
         "constant": [7.0] * 30,
         "missing": [np.nan if step % 2 else float(step) for step in range(30)],
-        "negative": list(-np.arange(30.0) ** 2),
+        "negative": list(-(np.arange(30.0) ** 2)),
         "huge": list(1e80 * np.arange(30.0)),
     }
     rows = [(name, date, value) for name, column in values.items() for date, value in zip(dates, column, strict=False)]

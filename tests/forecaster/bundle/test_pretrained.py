@@ -15,7 +15,23 @@ from forecaster.prediction.predictor import Predictor
 from forecaster.series import Forecast, Panel, Series
 
 MAX_BYTES = 5_000_000
-FREQUENCIES = ["MS", "ME", "D", "h", "15min", "5min", "30s", "W-SUN", "W-WED", "B", "QS", "QS-FEB", "YS", "2h", "C-1111110"]
+FREQUENCIES = [
+    "MS",
+    "ME",
+    "D",
+    "h",
+    "15min",
+    "5min",
+    "30s",
+    "W-SUN",
+    "W-WED",
+    "B",
+    "QS",
+    "QS-FEB",
+    "YS",
+    "2h",
+    "C-1111110",
+]
 FREQUENCIES += ["1", "10", "BME", "7D"]
 
 

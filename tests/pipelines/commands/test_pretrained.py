@@ -67,9 +67,7 @@ def test_levels_give_quantiles(table: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("command", ["forecast", "backtest", "inspect"])
-def test_the_name_base_is_the_pretrained_network(
-    command: str, table: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_name_base_is_the_pretrained_network(command: str, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(command, "base", table, "--horizon", 5) == 0
     output = capsys.readouterr()
     assert "The column region of 3 series was ignored" in output.err
@@ -141,7 +139,9 @@ def test_short_and_strange_histories_are_forecast(
     days = pd.date_range("2024-01-01", periods=4, freq="D").astype(str)
     for values in ([1, 2, 3, 4], [5, 5, 5, 5], [-1, None, None, -3], [1e90, -1e90, 1e90, 0], [0, 0, 0, 1e-90]):
         write_table("odd.csv", ds=days, y=values)
-        assert run_command("forecast", "odd.csv", "--horizon", horizon, "--out", "out.csv") == 0, capsys.readouterr().err
+        assert run_command("forecast", "odd.csv", "--horizon", horizon, "--out", "out.csv") == 0, (
+            capsys.readouterr().err
+        )
         assert np.isfinite(pd.read_csv("out.csv")["mean"]).all()
     write_table("two.csv", ds=[1, 2], y=[3, 4])
     assert run_command("forecast", "two.csv", "--horizon", horizon, "--out", "out.csv") == 0
