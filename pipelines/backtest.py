@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster.bundle import artifact
+from forecaster.bundle.pretrained.base import BASE_FOLDER, specialize_to_panel
 from forecaster.errors import LevelOutOfRange
 from forecaster.evaluation.backtest import Backtest, explain_missing_forecasts
 from forecaster.evaluation.backtest import backtest as run_backtest
@@ -22,10 +23,11 @@ from forecaster.evaluation.scores import SCORED_LEVELS, group_series, overall_sc
 from forecaster.evaluation.significance import SignificanceResult, compare_forecasters
 from forecaster.frequency.timestamps import is_earlier
 from forecaster.prediction.predictor import FittedModel, Predictor
+from forecaster.prediction.validation import has_quantiles
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.statistical.blend import format_blend_weights
-from forecaster.statistical.models import MAX_ETS_SEASON
+from forecaster.statistical.models import MAX_ETS_SEASON, require_model_package
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.tracking import backtests
@@ -42,6 +44,17 @@ class LoadedBundle(NamedTuple):
 
     bundle: Path
     model: FittedModel
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether this is the pretrained network that ships with the package."""
+        return self.bundle == BASE_FOLDER
+
+    def specialize(self, panel: Panel, *, horizon: int | None, season: int | None) -> LoadedBundle:
+        """Returns the pretrained network for the data of a panel; other models as they are."""
+        if not self.is_pretrained:
+            return self
+        return self._replace(model=specialize_to_panel(panel, horizon=horizon, season=season).to_fitted_model())
 
 
 class BacktestReport(NamedTuple):
@@ -98,15 +111,21 @@ def backtest(
         windows: Rolling origins of each series.
         stride: Steps between the origins; by default one horizon.
         levels: Levels of the quantiles to keep, in addition to those that scores need.
-        season: Steps of the season by which errors are scaled, and of the baselines; by default the first model's.
+        season: Steps of the season by which errors are scaled, and of the baselines; by default the first model's. The pretrained
+            network has this season too, by default that of the frequency.
         group_by: A static column; the groups of its values are scored too.
         n_jobs: Processes that fit baselines in parallel.
         progress: Receives the phases: reading, backtest.
         now: The present, for data whose incomplete last periods are dropped.
     """
     model_name, model = next((name, loaded.model) for name, loaded in bundles.items())
-    season = season or model.season
     _validate_levels(levels, model)
+    for name in baselines:
+        require_model_package(name)
+    panel = read_panel(_add_required_columns(data, list(bundles.values()), group_by), now=now, progress=progress)
+    bundles = {name: loaded.specialize(panel, horizon=horizon, season=season) for name, loaded in bundles.items()}
+    model = bundles[model_name].model
+    season = season or model.season
     forecasters: dict[str, ForecastFunction | Predictor] = {
         name: Predictor(loaded.model) for name, loaded in bundles.items()
     }
@@ -114,9 +133,6 @@ def backtest(
     for name in dict.fromkeys(baselines):
         on_history = partial(_count_histories, progress, len(forecasters))
         forecasters[name] = statistical_baseline(name, season=season, jobs=n_jobs, progress=on_history)
-    panel = read_panel(
-        _add_required_columns(data, [loaded.model for loaded in bundles.values()], group_by), now=now, progress=progress
-    )
     group_series(panel.series, group_by)  # raises before the work rather than after it
     result = run_backtest(
         panel,
@@ -197,7 +213,7 @@ def _validate_levels(levels: Sequence[float], model: FittedModel) -> None:
         raise LevelOutOfRange(
             f"Expected levels between 0 and 1; found {invalid[0]}. Write 0.9 for 90 %.", where="levels"
         )
-    if levels and model.calibration is None:
+    if levels and not has_quantiles(model):
         raise LevelOutOfRange(
             f"Expected no levels: {model.spec.name!r} was not calibrated, so it gives point forecasts only. "
             "Train it with valid_windows of 1 or more, or leave the levels out.",
@@ -205,11 +221,14 @@ def _validate_levels(levels: Sequence[float], model: FittedModel) -> None:
         )
 
 
-def _add_required_columns(data: DataSource, models: Sequence[FittedModel], group_by: str | None) -> DataSource:
+def _add_required_columns(data: DataSource, bundles: Sequence[LoadedBundle], group_by: str | None) -> DataSource:
     """Returns the source with the additional columns that any of the models reads, and the column of the groups.
 
     A covariate is read as text if any model has learned it as text.
     """
+    if group_by is None and all(loaded.is_pretrained for loaded in bundles):
+        return data._replace(values_only=True)
+    models = [loaded.model for loaded in bundles]
     sources = [data.for_spec(model.spec) for model in models]
     static = [*(name for source in sources for name in source.static), *([] if group_by is None else [group_by])]
     return data._replace(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from cyclopts import Parameter
 
 from pipelines.commands.console import print_backtest_scores, warn, write_table
+from pipelines.commands.model_options import resolve_bundle
 from pipelines.commands.options import (
     DataOptions,
     RootOptions,
     is_plot_folder,
-    resolve_bundle,
     validate_counts,
     validate_plot_path,
     validate_table_paths,
@@ -42,7 +42,7 @@ class BacktestOptions:
     season: int | None = None
     "Steps of the season by which errors are scaled (MASE) and which seasonal naive repeats; by default the model's."
     rival: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
-    "Another bundle folder or registered model (NAME@champion) to compare with the model; may be repeated."
+    "Another bundle folder, registered model (NAME@champion) or `base` to compare with the model; may be repeated."
     baselines: Annotated[tuple[BaselineName, ...], Parameter(negative="", show_default=False)] = ()
     """A statistical baseline, fitted to every history; may be repeated. Time for one history of 70 months: milliseconds for
     naive2 (of the M4 competition) and dynamic_optimized_theta, 0.1 s for auto_ets, 0.5 s for auto_arima. For 700 hours,
@@ -88,7 +88,7 @@ def backtest(
     Parameters
     ----------
     model
-        A bundle folder, or a registered model as NAME or NAME@ALIAS.
+        A bundle folder, a registered model as NAME or NAME@ALIAS, or `base` for the pretrained network.
     data
         Input data, as for train.
     """
@@ -133,6 +133,7 @@ def backtest(
 def load_bundles(model: str, other_models: Sequence[str], root_options: RootOptions) -> dict[str, LoadedBundle]:
     """Loads the model and the other models by distinct names: the name of the specification, or as registered."""
     from forecaster.bundle import artifact
+    from forecaster.bundle.pretrained.base import BASE_FOLDER
     from forecaster.evaluation.baselines import BASELINES
     from pipelines.backtest import LoadedBundle
 
@@ -140,7 +141,7 @@ def load_bundles(model: str, other_models: Sequence[str], root_options: RootOpti
     for reference in (model, *other_models):
         folder = resolve_bundle(reference, root_options)
         fitted = artifact.load_bundle(folder)
-        use_registered_name = bool(bundles) and not Path(reference).is_dir()
+        use_registered_name = bool(bundles) and not Path(reference).is_dir() and folder != BASE_FOLDER
         registered_name = reference if "@" in reference else f"{reference}@champion"
         name = registered_name if use_registered_name else fitted.spec.name
         taken = {*bundles, *get_args(BaselineName), *BASELINES}

@@ -1,4 +1,4 @@
-"""Options and arguments that commands share: the root, how to read data, the specification and the bundle."""
+"""Options and arguments that commands share: the root, how to read data, and the specification."""
 
 from __future__ import annotations
 
@@ -325,15 +325,3 @@ def validate_table_paths(**paths: Path | None) -> None:
                 f"Expected --{name} with a name ending in {', '.join(_TABLE_SUFFIXES)}; found {path}. Use another file name.",
                 where=name,
             )
-
-
-def resolve_bundle(model: str, root_options: RootOptions) -> Path:
-    """Returns the bundle folder of a model: the given folder, or a download from the registry by NAME or NAME@ALIAS."""
-    from forecaster.registry.registry import Registry
-    from pipelines.promotion.promote import fetch_bundle
-
-    if Path(model).is_dir():
-        return Path(model)
-    root = root_options.open_existing_root()
-    name, _, alias = model.partition("@")
-    return fetch_bundle(Registry(root.store_uri).resolve(name, alias or "champion"), root)

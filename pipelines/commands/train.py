@@ -14,12 +14,12 @@ from cyclopts import Parameter
 from forecaster.errors import LedgerError, MissingPackage, RefusedByGate
 from forecaster.installation import DISTRIBUTION, describe_missing_module
 from pipelines.commands.console import name_options, print_scores, print_verdict, warn, warn_about_partial_periods
+from pipelines.commands.model_options import resolve_bundle
 from pipelines.commands.options import (
     DataOptions,
     DeviceOptions,
     RootOptions,
     SpecOptions,
-    resolve_bundle,
     validate_counts,
 )
 from pipelines.commands.schedule import ScheduleOptions, schedule_command
