@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from forecaster.bundle.pretrained.specification import BASE_BLOCK, base_spec
 from forecaster.data.windows import Example, Window
 from forecaster.model.regressor import Regressor, build_network
-from forecaster.bundle.pretrained.specification import BASE_BLOCK, base_spec
 from forecaster.shapes import Float, Int
 from forecaster.training.loss import TrainingBatch, prepare_batches
 

@@ -19,7 +19,10 @@ from forecaster.training.lightning import pl
 from forecaster.training.loss import TrainingBatch, compute_loss
 from forecaster.training.pretraining import BaseNetworks, SyntheticSeries, choose_origins, prepare_pretraining_batch
 
-_SHAPES_PER_GROUP, _BATCHES_PER_SHAPE = 6, 3  # series of one shape are drawn at once, and batches of several shapes are mixed
+_SHAPES_PER_GROUP, _BATCHES_PER_SHAPE = (
+    6,
+    3,
+)  # series of one shape are drawn at once, and batches of several shapes are mixed
 _WARM_UP_STEPS = 100
 _MIN_LEARNING_RATE = 0.02  # at the end, relative to the peak
 _MAX_AVERAGE_DECAY = 0.999
@@ -35,7 +38,9 @@ class PretrainingOptions(BaseModel):
     segments: int = Field(default=4000, ge=64, description="steps of the recurrence in a batch, over all its series")
     origins: int = Field(default=10, ge=1, description="segments of each series after which a block is predicted")
     learning_rate: float = Field(default=2e-3, gt=0.0, description="peak of the learning rate")
-    weight_decay: float = Field(default=1e-3, ge=0.0, description="decay of the weights per step, times the learning rate")
+    weight_decay: float = Field(
+        default=1e-3, ge=0.0, description="decay of the weights per step, times the learning rate"
+    )
     gradient_clip: float = Field(default=1.0, gt=0.0, description="maximum global norm of the gradient")
     network: NetworkSpec = NetworkSpec(cell="lstm", layers=2, hidden=96, residual=True, embed=True)
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -104,7 +109,7 @@ class PretrainingModule(pl.LightningModule):
         """Returns the loss of a batch."""
         season, prepared = batch
         loss = compute_loss(self.networks.for_season(season).train(), prepared)
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True)
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, logger=False)
         return loss
 
     def configure_optimizers(self) -> Any:
