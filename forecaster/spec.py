@@ -401,6 +401,7 @@ class Spec(_FrozenModel):
         self,
         *,
         horizon: int | None = None,
+        season: int | None = None,
         members: int | None = None,
         blend: Sequence[str] = (),
         seed: int | None = None,
@@ -409,6 +410,7 @@ class Spec(_FrozenModel):
         """Returns the specification with other values of the fields that are given; raises BadSpec."""
         fields = self.model_dump()
         fields["horizon"] = horizon or self.horizon
+        fields["season"] = season or self.season
         fields["members"] = members or self.members
         fields["blend"] = list(blend or self.blend)
         fields["training"]["seed"] = self.training.seed if seed is None else seed

@@ -16,7 +16,7 @@ from forecaster.bundle import artifact
 from forecaster.errors import LevelOutOfRange
 from forecaster.evaluation.backtest import Backtest, explain_missing_forecasts
 from forecaster.evaluation.backtest import backtest as run_backtest
-from forecaster.evaluation.baselines import SEASONAL_NAIVE, ForecastFunction, seasonal_naive, statistical_baseline
+from forecaster.evaluation.baselines import ForecastFunction, build_baselines, statistical_baseline
 from forecaster.evaluation.calibration import add_quantiles
 from forecaster.evaluation.scores import SCORED_LEVELS, group_series, overall_scores, score_table
 from forecaster.evaluation.significance import SignificanceResult, compare_forecasters
@@ -54,6 +54,7 @@ class BacktestReport(NamedTuple):
         scores: The table of `score_table`.
         comparisons: For each other forecaster, how its errors differ from the model's.
         messages: Warnings for the user, one line each.
+        season: Steps of the season by which errors are scaled.
         dash_reasons: Why scores in the table are missing, one line each.
     """
 
@@ -63,6 +64,7 @@ class BacktestReport(NamedTuple):
     scores: pd.DataFrame
     comparisons: Mapping[str, SignificanceResult]
     messages: Sequence[str]
+    season: int
     dash_reasons: Sequence[str] = ()
 
     @property
@@ -79,6 +81,7 @@ def backtest(
     horizon: int | None = None,
     windows: int = 1,
     stride: int | None = None,
+    season: int | None = None,
     levels: Sequence[float] = (),
     group_by: str | None = None,
     n_jobs: int = 1,
@@ -90,25 +93,27 @@ def backtest(
     Args:
         bundles: Models by name; the others are compared with the first, which also sets horizon and season.
         data: Where the panel comes from; the additional columns of all models are read with it.
-        baselines: Statistical baselines; seasonal naive is always included.
+        baselines: Statistical baselines; seasonal naive and the last value are always included.
         horizon: Steps ahead; by default the first model's horizon.
         windows: Rolling origins of each series.
         stride: Steps between the origins; by default one horizon.
         levels: Levels of the quantiles to keep, in addition to those that scores need.
+        season: Steps of the season by which errors are scaled, and of the baselines; by default the first model's.
         group_by: A static column; the groups of its values are scored too.
         n_jobs: Processes that fit baselines in parallel.
         progress: Receives the phases: reading, backtest.
         now: The present, for data whose incomplete last periods are dropped.
     """
     model_name, model = next((name, loaded.model) for name, loaded in bundles.items())
+    season = season or model.season
     _validate_levels(levels, model)
     forecasters: dict[str, ForecastFunction | Predictor] = {
         name: Predictor(loaded.model) for name, loaded in bundles.items()
     }
-    forecasters[SEASONAL_NAIVE] = seasonal_naive(model.season)
+    forecasters |= build_baselines(season=season)
     for name in dict.fromkeys(baselines):
         on_history = partial(_count_histories, progress, len(forecasters))
-        forecasters[name] = statistical_baseline(name, season=model.season, jobs=n_jobs, progress=on_history)
+        forecasters[name] = statistical_baseline(name, season=season, jobs=n_jobs, progress=on_history)
     panel = read_panel(
         _add_required_columns(data, [loaded.model for loaded in bundles.values()], group_by), now=now, progress=progress
     )
@@ -118,7 +123,7 @@ def backtest(
         forecasters,
         horizon=horizon or model.spec.horizon,
         windows=windows,
-        season=model.season,
+        season=season,
         min_history=model.spec.min_steps,
         stride=stride,
         progress=progress,
@@ -127,9 +132,9 @@ def backtest(
     result = add_quantiles(result, models, levels=(*SCORED_LEVELS, *levels))
     comparisons = {name: compare_forecasters(result, model_name, name) for name in forecasters if name != model_name}
     scores = pd.concat([score_table(result, by=group_by), _build_difference_table(comparisons)], ignore_index=True)
-    messages = _collect_messages(panel, result, models, model.season)
+    messages = _collect_messages(panel, result, models, season)
     dash_reasons = tuple(_explain_dashes(result, models, overall_scores(scores)))
-    return BacktestReport(model_name, panel, result, scores, comparisons, messages, dash_reasons)
+    return BacktestReport(model_name, panel, result, scores, comparisons, messages, season, dash_reasons)
 
 
 def _count_histories(progress: Progress, forecasters_before: int, done: int, total: int) -> None:

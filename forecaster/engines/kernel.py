@@ -184,8 +184,10 @@ def build_kernel_engine(
     """
     library, network = load_library(), spec.network
     lanes = 0 if library is None else library.lanes()
-    reads_values_only = not (num_features or spec.lags or spec.channels or network.residual or network.embed or spec.decoder != "rollout")
-    has_simple_output = spec.base == "zero" and spec.transform == "none" and spec.head.is_shiftable
+    reads_values_only = not (num_features or spec.lags or spec.channels or network.residual or network.embed)
+    has_simple_output = (
+        spec.decoder == "rollout" and spec.base == "zero" and spec.transform == "none" and spec.head.is_shiftable
+    )
     has_simple_output = has_simple_output and spec.scaling != "running"
     is_float32 = all(array.dtype == np.float32 for array in weights.values())
     if not (lanes and reads_values_only and has_simple_output and set(network.layer_dilations) == {1} and is_float32):

@@ -185,9 +185,7 @@ class Regressor(nn.Module):
     def _view_past(
         self, recent: Float[Tensor, "*axes back"], statistics: Float64[Tensor, "*axes statistic"]
     ) -> running.RunningView:
-        return running.view_past(
-            recent, statistics, season=self.season, long_season=self.long_season, block=self.block
-        )
+        return running.view_past(recent, statistics, season=self.season, long_season=self.long_season, block=self.block)
 
     def _decode_outputs(
         self,

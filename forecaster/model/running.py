@@ -165,8 +165,9 @@ def view_past(
 ) -> RunningView:
     """Computes features and simple forecasts at a step.
 
-    The forecasts are: the last season, the seasonal index, the mean of the long seasons (or the season before the last), the last value and the mean of the last
-    three without their season, and lines with the slope over one season, over three and since the start.
+    The forecasts are: the last season, the seasonal index, the mean of the long seasons (or the season before the last), the
+    last value and the mean of the last three without their season, and lines with the slope over one season, over three and
+    since the start.
     """
     scale, device = measure_running_scale(recent, statistics, season=season), recent.device
     sums = Statistics(*statistics.float().unbind(-1))
@@ -287,9 +288,9 @@ def _long_season_ahead(
     long_season: int,
     ahead: Int[Tensor, "block"],
 ) -> tuple[Float[Tensor, "*axes block"], Bool[Tensor, "*axes one"]]:
-    """Returns the mean deviation from their levels of the steps one and more long seasons before those ahead; late ones weigh more.
+    """Returns the mean of the values one and more long seasons before the steps ahead, and whether there is any.
 
-    Also whether there is any.
+    Each is relative to the level at its time; later seasons weigh more.
     """
     total, weights = torch.zeros_like(recent[..., :1]), torch.zeros_like(steps)
     for cycle in range(LONG_CYCLES):

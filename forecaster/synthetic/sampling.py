@@ -15,12 +15,21 @@ _FREQUENCIES = {1: "YS", 4: "QS", 12: "MS", 52: "W-MON", 7: "D", 24: "h", 48: "3
 
 
 class SeriesShape(NamedTuple):
-    """The size of a batch, its season in steps (1 for none), and its second season (None for the usual one)."""
+    """The size of a batch, and its place in the calendar.
+
+    Attributes:
+        num_series: Number of series.
+        length: Steps per series.
+        season: Season in steps; 1 for none.
+        second_season: The longer season in steps; 0 for none, None for the usual one.
+        first_step: Steps from the usual start of generated series to the first one, which decides its date.
+    """
 
     num_series: int
     length: int
     season: int
     second_season: int | None = None
+    first_step: int = 0
 
     @property
     def long_season(self) -> int:

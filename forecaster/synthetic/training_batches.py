@@ -28,10 +28,10 @@ class LengthRange(NamedTuple):
 
 
 SEASON_WEIGHTS: Mapping[int, float] = {
-    1: 12.0,
-    4: 15.0,
-    12: 30.0,
-    24: 25.0,
+    1: 9.0,
+    4: 11.0,
+    12: 24.0,
+    24: 38.0,
     7: 10.0,
     52: 3.0,
     48: 2.0,
@@ -48,6 +48,8 @@ _LENGTHS = {
     48: LengthRange(144, 800),
     96: LengthRange(200, 800),
 }
+_STEPS_PER_CALENDAR_CYCLE = {4: 4, 12: 12, 52: 52, 7: 1461, 24: 8766, 48: 17532}
+"""The steps within which the first date of a batch is drawn, so that holidays fall on any step."""
 
 
 def draw_shape(rng: np.random.Generator) -> BatchShape:
@@ -72,7 +74,7 @@ def draw_batch(
         season: Season in steps; 1 for none.
         second_season: The longer season in steps; 0 for none, None for the usual one (`find_long_season`).
         length: Steps per series, at least 2: history and horizon together.
-        count: Number of series.
+        count: Number of series; they have the same dates.
     Returns:
         Values without units, NaN where a value is missing.
     Raises:
@@ -86,5 +88,6 @@ def draw_batch(
             raise InputError(
                 f"Expected `{name}` of at least {minima[name]}; found {number}. Use a larger number.", where=name
             )
-    shape = SeriesShape(count, length, season, second_season)
+    first_step = int(rng.integers(0, _STEPS_PER_CALENDAR_CYCLE.get(season, 1)))
+    shape = SeriesShape(count, length, season, second_season, first_step)
     return draw_mixture(shape, rng).astype(np.float32)

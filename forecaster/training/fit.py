@@ -10,16 +10,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from forecaster.bundle.pretrained.base import specialize_base
 from forecaster.data.calendar import default_season
 from forecaster.data.encoding import Encoding, fit_encoding
 from forecaster.data.windows import derive_epoch_seed
 from forecaster.errors import BadSpec, InputError
-from forecaster.evaluation.validation import ValidationScores, score_batch
+from forecaster.evaluation.validation import (
+    ValidationErrors,
+    arrange_origin_errors,
+    score_batch,
+    score_origins,
+)
 from forecaster.model.regressor import Regressor, build_network
 from forecaster.prediction.predictor import FittedModel
 from forecaster.prediction.scaled_range import SCALED_RANGE_FACT, learn_scaled_range
+from forecaster.prediction.shape_range import SHAPE_RANGE_FACT
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.spec import Spec
@@ -42,6 +49,7 @@ class FitResult(NamedTuple):
         resumed_steps: Those of them made by an earlier process, before a resume.
         best_steps: Steps after which the best weights were reached.
         excluded_ids: Ids of the series that are too short to train on.
+        validation_errors: The errors of the best epoch by series and window; None without validation windows.
     """
 
     model: FittedModel
@@ -51,6 +59,7 @@ class FitResult(NamedTuple):
     resumed_steps: int
     best_steps: int
     excluded_ids: tuple[str, ...]
+    validation_errors: ValidationErrors | None = None
 
 
 def fit(
@@ -107,7 +116,8 @@ def fit(
     module = TrainingModule(networks, spec)
     data = WindowDataModule(panel, spec, networks[0], encoding, season=season, steps_per_chunk=steps_per_chunk)
     if not spec.training.steps:
-        return _use_initial_weights(panel, spec, networks, data, encoding, season=season)
+        assert initial is not None, "random weights need steps"
+        return _use_initial_weights(panel, spec, networks, data, encoding, season=season, initial=initial)
     digest = fit_digest(panel, spec, initial)
     best_callback = BestWeightsCallback(
         checkpoint,
@@ -155,6 +165,23 @@ def fit(
         resumed_steps=best_callback.resumed_steps,
         best_steps=best_callback.best_step,
         excluded_ids=data.excluded_ids,
+        validation_errors=_arrange_validation_errors(data, best_callback.origin_errors, model),
+    )
+
+
+def _arrange_validation_errors(
+    data: WindowDataModule, origin_errors: Tensor | None, model: FittedModel
+) -> ValidationErrors | None:
+    """Arranges the errors of the best epoch; a checkpoint of an earlier version has none, and the model is scored again."""
+    if not data.validation_batches:
+        return None
+    training = model.spec.training
+    return arrange_origin_errors(
+        data.validation_series,
+        score_origins(model.networks, data.validation_batches) if origin_errors is None else origin_errors.numpy(),
+        horizon=model.spec.horizon,
+        windows=training.valid_windows,
+        stride=training.valid_stride,
     )
 
 
@@ -166,21 +193,31 @@ def _use_initial_weights(
     encoding: Encoding,
     *,
     season: int,
+    initial: FittedModel,
 ) -> FitResult:
     """Returns the result of a fit without steps: the initial weights, and their scores on the validation windows."""
     [network] = networks
-    model = FittedModel(spec, panel.freq, season, panel.cutoff, encoding, network.eval())
+    facts = {name: initial.facts[name] for name in (SHAPE_RANGE_FACT,) if name in initial.facts}
+    model = FittedModel(spec, panel.freq, season, panel.cutoff, encoding, network.eval(), facts=facts)
     with torch.inference_mode():
-        scores = [score_batch(network, batch) for batch in data.validation_batches]
-    means = {}
-    if scores:
-        rows = [len(batch.seasonal_error) for batch in data.validation_batches]
-        averages = (
-            np.average([float(value) for value in values], weights=rows) for values in zip(*scores, strict=True)
+        batches = [(score_batch(network, batch), len(batch.seasonal_error)) for batch in data.validation_batches]
+    scores = {
+        f"valid/{name}": float(
+            np.average([float(getattr(score, name)) for score, _ in batches], weights=[n for _, n in batches])
         )
-        names = (f"valid/{name}" for name in ValidationScores._fields)
-        means = add_exposure_gap(dict(zip(names, map(float, averages), strict=True)))
-    return FitResult(model, means, 0, steps=0, resumed_steps=0, best_steps=0, excluded_ids=data.excluded_ids)
+        for name in (("loss", "one_step", "rollout") if batches else ())
+    }
+    origin_errors = torch.cat([score.origin_rollout for score, _ in batches]) if batches else None
+    return FitResult(
+        model,
+        add_exposure_gap(scores),
+        epochs=0,
+        steps=0,
+        resumed_steps=0,
+        best_steps=0,
+        excluded_ids=data.excluded_ids,
+        validation_errors=_arrange_validation_errors(data, origin_errors, model),
+    )
 
 
 def validate_device(*, accelerator: str, devices: str) -> None:

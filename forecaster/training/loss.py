@@ -99,9 +99,11 @@ def compute_loss(network: Regressor, batch: TrainingBatch) -> Float[Tensor, ""]:
     outputs, state = network.run_recurrence(batch.inputs, static, start, batch.mask)
     recent = batch.filled_values.unfold(1, network.lookback, 1)[:, segment::segment]  # before each target
     last = outputs[:, -1], recent[:, -1]
-    origins: slice | Tensor = slice(-(batch.target.shape[1] // network.block), None) if network.decoder_kind != "rollout" else slice(None)
+    origins: slice | Tensor = slice(None)
     if batch.origins is not None:
         origins = batch.origins
+    elif network.decoder_kind != "rollout":
+        origins = slice(-(batch.target.shape[1] // network.block), None)
     statistics = None if batch.statistics is None else batch.statistics[:, origins]
     params = network.decode(outputs[:, origins], recent[:, origins], batch.future_covariates, statistics)
     losses = network.head.loss(params.reshape(*batch.target.shape, -1), batch.target)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forecaster.data.windows import Example
 from forecaster.errors import NonFiniteLoss
-from forecaster.evaluation.validation import ValidationBatch, ValidationScores, score_batch
+from forecaster.evaluation.validation import ValidationBatch, score_batch
 from forecaster.model.regressor import Regressor
 from forecaster.shapes import Float
 from forecaster.spec import Spec
@@ -44,6 +44,7 @@ class TrainingModule(pl.LightningModule):
         self._networks = tuple(networks)  # in a tuple, as only `network` is registered and trained
         self._losses: list[Float[Tensor, "step *member"]] = []
         self._training_weights: list[Tensor] = []
+        self._origin_errors: list[Float[Tensor, "row"]] = []
 
     @property
     def networks(self) -> tuple[Regressor, ...]:
@@ -93,6 +94,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Swaps in the averaged weights, where there are such: the validated weights are the saved ones."""
+        self._origin_errors.clear()
         self._training_weights = self._swap_weights(self._optimizer().averages)
 
     def on_validation_end(self) -> None:
@@ -125,9 +127,14 @@ class TrainingModule(pl.LightningModule):
         """Scores a batch of rolling origins."""
         rows = len(batch.seasonal_error)
         scores = [score_batch(network.to(self.device).eval(), batch) for network in self.networks]
-        for name, values in zip(ValidationScores._fields, zip(*scores, strict=True), strict=True):
-            mean = torch.stack(values).mean()
+        for name in ("loss", "one_step", "rollout"):
+            mean = torch.stack([getattr(score, name) for score in scores]).mean()
             self.log(f"valid/{name}", mean, batch_size=rows, prog_bar=name == "rollout", logger=False)
+        self._origin_errors.append(torch.stack([score.origin_rollout for score in scores]).mean(dim=0))
+
+    def copy_origin_errors(self) -> Float[Tensor, "origin"]:
+        """Returns the free-running error of each validation origin in the last validation; empty without validation."""
+        return torch.cat(self._origin_errors).double().cpu() if self._origin_errors else torch.empty(0)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Returns Adam over all parameters."""

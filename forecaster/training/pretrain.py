@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from forecaster.bundle.pretrained.specification import BASE_BLOCK, BASE_NAME, base_spec
@@ -15,14 +16,17 @@ from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.errors import NonFiniteLoss
 from forecaster.frequency.timestamps import parse_bounded_timestamp
 from forecaster.prediction.fitted_model import FittedModel
+from forecaster.prediction.shape_range import SHAPE_RANGE_FACT, compute_shape_features, learn_shape_ranges
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.spec import Spec
+from forecaster.synthetic.training_batches import draw_batch, draw_shape
 from forecaster.training.allocator import keep_freed_memory
 from forecaster.training.checkpoint import AtomicCheckpointIO
 from forecaster.training.lightning import Checkpoint, Logger, keep_interrupts, pl, quiet_lightning
 from forecaster.training.pretraining_module import PretrainingModule, PretrainingOptions, SyntheticBatches
 from forecaster.training.progress_callback import PretrainingProgressCallback
 
+_RANGE_SERIES, _RANGE_BATCH, _RANGE_SEED = 20_000, 100, 1 << 40  # the seed differs from that of every group of batches
 _REFERENCE_SEASON, _REFERENCE_FREQUENCY = 12, "MS"
 REFERENCE_CUTOFF = parse_bounded_timestamp("2000-01-01", freq=_REFERENCE_FREQUENCY)  # a bundle has one; no data have
 
@@ -117,11 +121,25 @@ def pretrain(
             "seconds": round(saver.seconds, 1),
             "cpu_seconds": round(saver.cpu_seconds, 1),
             "device": trainer.strategy.root_device.type,
+            SHAPE_RANGE_FACT: {
+                name: list(bounds) for name, bounds in learn_synthetic_ranges(seed=options.seed).items()
+            },
         },
     )
     return PretrainingResult(
         model, saver.loss, trainer.global_step, saver.resumed_steps, saver.seconds, saver.cpu_seconds
     )
+
+
+def learn_synthetic_ranges(*, seed: int) -> dict[str, tuple[float, float]]:
+    """Returns the ranges of the shapes of synthetic series, as `predict` compares them with those of a history."""
+    rng = np.random.default_rng([seed, _RANGE_SEED])
+    features = []
+    for _ in range(_RANGE_SERIES // _RANGE_BATCH):
+        season, length = draw_shape(rng)
+        values = draw_batch(rng, season=season, length=length, count=_RANGE_BATCH).astype(np.float64)
+        features.append(compute_shape_features(list(values), season=season))
+    return learn_shape_ranges(np.concatenate(features))
 
 
 class _SyntheticData(pl.LightningDataModule):

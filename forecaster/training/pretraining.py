@@ -15,8 +15,9 @@ from forecaster.model.regressor import Regressor, build_network
 from forecaster.shapes import Float, Int
 from forecaster.training.loss import TrainingBatch, prepare_batches
 
-MIN_TARGET_STEPS = 8  # steps ahead that count fully, whatever the season
-FAR_WEIGHT = 0.2  # of the steps beyond two seasons, which few forecasts of such data need
+FULL_STEPS: Mapping[int, int] = {1: 8, 4: 12, 5: 30, 7: 35}
+"""By season: steps ahead that count fully in the loss; by default two seasons."""
+FAR_WEIGHT = 0.2  # of the steps beyond, which few forecasts of such data need
 MAX_TARGET_UNITS = 200.0  # targets that lie further off are left out
 
 
@@ -69,12 +70,12 @@ def prepare_pretraining_batch(network: Regressor, series: SyntheticSeries) -> Tr
     origins = torch.from_numpy(series.origins)
 
     def select(part: Tensor) -> Tensor:
-        return part.unflatten(1, (-1, network.block))[:, origins]
+        return part.reshape(len(part), -1, network.block)[:, origins]
 
     target = select(batch.target)
     weight = (select(batch.weight) > 0) & (target.abs() <= MAX_TARGET_UNITS)
     ahead = torch.arange(network.block)
-    counts = torch.where(ahead < max(MIN_TARGET_STEPS, 2 * network.season), 1.0, FAR_WEIGHT)
+    counts = torch.where(ahead < FULL_STEPS.get(network.season, max(8, 2 * network.season)), 1.0, FAR_WEIGHT)
     weight = weight * counts
     return batch._replace(
         target=target.flatten(1), weight=(weight / weight.sum().clamp(min=1)).flatten(1), origins=origins

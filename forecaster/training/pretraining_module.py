@@ -19,10 +19,8 @@ from forecaster.training.lightning import pl
 from forecaster.training.loss import TrainingBatch, compute_loss
 from forecaster.training.pretraining import BaseNetworks, SyntheticSeries, choose_origins, prepare_pretraining_batch
 
-_SHAPES_PER_GROUP, _BATCHES_PER_SHAPE = (
-    6,
-    3,
-)  # series of one shape are drawn at once, and batches of several shapes are mixed
+# Series of one shape are drawn at once, and batches of several shapes are mixed.
+_SHAPES_PER_GROUP, _BATCHES_PER_SHAPE = 6, 3
 _WARM_UP_STEPS = 100
 _MIN_LEARNING_RATE = 0.02  # at the end, relative to the peak
 _MAX_AVERAGE_DECAY = 0.999
@@ -103,7 +101,8 @@ class PretrainingModule(pl.LightningModule):
         """Prepares the batch on the CPU, and moves the result."""
         season, series = batch
         prepared = prepare_pretraining_batch(self.networks.for_season(season), series)
-        return season, TrainingBatch(*(None if part is None else part.to(device) for part in prepared))  # type: ignore[arg-type]
+        parts = (None if part is None else part.to(device) for part in prepared[:-1])
+        return season, TrainingBatch(*parts)  # type: ignore[arg-type]
 
     def training_step(self, batch: tuple[int, TrainingBatch], _batch_idx: int) -> Float[Tensor, ""]:
         """Returns the loss of a batch."""
@@ -126,7 +125,7 @@ class PretrainingModule(pl.LightningModule):
     @torch.no_grad()
     def on_train_batch_end(self, _outputs: Any, _batch: Any, _batch_idx: int) -> None:
         """Updates the averages."""
-        parameters = list(self.networks.shared.parameters())
+        parameters: list[Tensor] = list(self.networks.shared.parameters())
         self.averages = [average.to(parameters[0].device) for average in self.averages]
         step = self.trainer.global_step
         decay = min(_MAX_AVERAGE_DECAY, step / (step + 20))

@@ -55,14 +55,21 @@ def read_run_id(folder: Path) -> str | None:
 
 @contextmanager
 def keep_variant_checkpoints(
-    panel: Panel, root: Root, *, name: str, horizon: int, preset: str | None, test_windows: int
+    panel: Panel,
+    root: Root,
+    *,
+    name: str,
+    horizon: int,
+    preset: str | None,
+    season: int | None = None,
+    test_windows: int,
 ) -> Iterator[Path]:
     """Provides the folder for the checkpoints of a preset's variants; it is removed when the block ends without an error.
 
     If another process selects among the same variants at that moment, it removes the folder at its own end. The training of the
     selected variant belongs into the block too: if it is interrupted, the next one does not select again.
     """
-    arguments = f"{panel.digest}{name}{horizon}{preset}{test_windows}"
+    arguments = f"{panel.digest}{name}{horizon}{preset}{test_windows}{'' if season is None else f' {season}'}"
     folder = root.checkpoints / f"variants-{hashlib.sha256(arguments.encode()).hexdigest()[:16]}"
     with explain_interrupt(folder, "finished variants and epochs"):
         yield folder

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from forecaster.bundle import artifact
+from forecaster.bundle.pretrained.specification import BASE_NAME
 from forecaster.errors import InputError
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.storage import atomic
@@ -85,7 +86,7 @@ def pretrain(
     digest = pretraining.pretraining_digest(options)
     with lock_checkpoint_folder(root.checkpoints / f"pretraining-{digest[:16]}") as folder:
         with explain_interrupt(folder, "finished steps"), ExitStack() as stack:
-            run: TrackedRun = UnrecordedRun(name=pretraining.BASE_NAME)
+            run: TrackedRun = UnrecordedRun(name=BASE_NAME)
             if record:
                 run = stack.enter_context(_open_run(options, digest, root, folder))
                 atomic.write_text(folder / "run_id", run.id)

@@ -51,6 +51,7 @@ class TrainOptions:
         test_windows: Rolling origins that are held out from the fit, one horizon apart; 0 trains on all data without a test.
         trigger: What started the training, for the run's tags.
         candidates: The specifications among which this one was chosen, for the run.
+        selection_reason: Why it was chosen, in a sentence, for the run and the facts of the bundle.
         record: Whether the training is recorded in a run; without MLflow it cannot be.
         accelerator, devices: As for `forecaster.training.fit.fit`.
 
@@ -60,6 +61,7 @@ class TrainOptions:
     test_windows: int = 1
     trigger: str = "cli"
     candidates: Sequence[CandidateScore] = ()
+    selection_reason: str = ""
     record: bool = True
     accelerator: str = "auto"
     devices: str = "1"
@@ -125,6 +127,7 @@ def train(
         "asked_cutoff": data.cutoff,
         "dropped_partial": None if panel.dropped_partial is None else str(len(panel.dropped_partial)),
         "refit": str(spec.training.refit).lower(),
+        "selection": options.selection_reason or None,
     } | _describe_candidates(options.candidates)
     with lock_checkpoint_folder(get_checkpoint_folder(training_panel, spec, root, initial=initial)) as folder:
         with explain_interrupt(folder, "finished epochs"), ExitStack() as stack:
@@ -149,6 +152,7 @@ def train(
             run.log_curve("choice/error", [candidate.error for candidate in options.candidates])
             run_fact = {"run_id": run.id} if run.is_recorded else {}
             key_fact = {} if retrain_key is None else {RETRAIN_KEY_TAG: retrain_key}
+            reason_fact = {"selection": options.selection_reason} if options.selection_reason else {}
             trained = train_model(
                 panel,
                 spec,
@@ -156,7 +160,7 @@ def train(
                 training_panel=training_panel,
                 initial=initial,
                 reference_forecasters=reference_forecasters,
-                facts={**run_fact, "data": data.name, **key_fact},
+                facts={**run_fact, "data": data.name, **key_fact, **reason_fact},
                 checkpoint_folder=folder,
                 loggers=[run.logger],
                 accelerator=options.accelerator,
@@ -202,12 +206,12 @@ def _remove_leftovers(bundle: Path) -> None:
 
 
 def _describe_candidates(candidates: Sequence[CandidateScore]) -> dict[str, str]:
-    """Returns tags that describe the candidates and the best of them."""
+    """Returns tags that describe the candidates and which of them was chosen."""
     if not candidates:
         return {}
-    best = min(candidates, key=lambda candidate: candidate.error)
+    chosen = next(candidate for candidate in candidates if candidate.is_chosen)
     tried = ", ".join(f"{candidate.description} {candidate.error:.4g}" for candidate in candidates)
-    return {"chosen": best.description, "tried": tried}
+    return {"chosen": chosen.description, "tried": tried}
 
 
 def _log_figures(run: TrackedRun, result: Backtest) -> None:

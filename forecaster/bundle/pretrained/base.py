@@ -11,6 +11,7 @@ from pathlib import Path
 from forecaster.bundle.artifact import load_predictor
 from forecaster.bundle.pretrained.specification import base_spec
 from forecaster.data.calendar import default_season
+from forecaster.engines.engine import Engine
 from forecaster.prediction.fitted_model import StoredModel
 from forecaster.prediction.predictor import Predictor
 
@@ -25,7 +26,14 @@ def load_base() -> StoredModel:
     return stored
 
 
-def specialize_base(freq: str, *, horizon: int, season: int | None = None, name: str | None = None) -> StoredModel:
+def specialize_base(
+    freq: str,
+    *,
+    horizon: int,
+    season: int | None = None,
+    name: str | None = None,
+    stored: StoredModel | None = None,
+) -> StoredModel:
     """Returns the pretrained model for data with this frequency and season: the weights are the same for all of them.
 
     Args:
@@ -33,8 +41,9 @@ def specialize_base(freq: str, *, horizon: int, season: int | None = None, name:
         horizon: Steps ahead that a test or a fit scores; forecasts of any horizon are possible.
         season: Steps of a season; by default that of the frequency.
         name: Name of the model, by default `base`.
+        stored: Another result of `forecaster pretrain` than the shipped one.
     """
-    stored = load_base()
+    stored = load_base() if stored is None else stored
     season = season or default_season(freq)
     fields = {} if name is None else {"name": name}
     spec = base_spec(season, horizon=horizon, network=stored.spec.network.model_dump(), **fields)
@@ -42,7 +51,15 @@ def specialize_base(freq: str, *, horizon: int, season: int | None = None, name:
 
 
 def base_predictor(
-    freq: str, *, horizon: int, season: int | None = None, clock: Callable[[], datetime] | None = None
+    freq: str,
+    *,
+    horizon: int,
+    season: int | None = None,
+    engine: Engine | None = None,
+    clock: Callable[[], datetime] | None = None,
 ) -> Predictor:
-    """Returns a predictor of the pretrained model for data with this frequency and season."""
-    return Predictor(specialize_base(freq, horizon=horizon, season=season), clock=clock)
+    """Returns a predictor of the pretrained model for data with this frequency and season.
+
+    Its engine depends on the season alone, so predictors of several frequencies may share one.
+    """
+    return Predictor(specialize_base(freq, horizon=horizon, season=season), engine=engine, clock=clock)

@@ -206,7 +206,7 @@ def _build_layer(builder: GraphBuilder, model: Regressor, weights: dict[str, np.
         CellWeights(*(weights[f"recurrent.layers.{index}.{name}_l0"] for name in names)),
         constant_inputs=slice(model.segment, 2 * model.segment) if index == 0 and model.num_targets == 1 else slice(0),
         dilation=model.recurrent.dilations[index],
-        residual=model.recurrent.residual and index > 0,
+        residual=index >= model.recurrent.first_residual_layer,
     )
 
 

@@ -13,9 +13,9 @@ from forecaster.synthetic.training_batches import SEASON_WEIGHTS, draw_batch, dr
 
 @pytest.mark.parametrize("season", sorted(SEASON_WEIGHTS))
 def test_a_batch_is_finite_but_for_missing_values_and_determined_by_its_seed(season: int) -> None:
-    arguments = {"season": season, "length": find_length_range(season).shortest + 24, "count": 60}
+    arguments = {"season": season, "length": find_length_range(season).shortest + 24, "count": 200}
     first, again, other = (draw_batch(np.random.default_rng(seed), **arguments) for seed in (3, 3, 4))
-    assert first.shape == (60, arguments["length"])
+    assert first.shape == (200, arguments["length"])
     assert first.dtype == np.float32
     assert not np.isinf(first).any()
     assert 0 < np.isnan(first).any(axis=1).mean() < 0.3
