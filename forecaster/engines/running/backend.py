@@ -13,7 +13,7 @@ from forecaster.shapes import Bool, Float, Float64
 
 
 @runtime_checkable
-class Backend(Protocol):
+class NetworkBackend(Protocol):
     """Creates layers from their weights, and views the past."""
 
     def create_dense(
@@ -36,16 +36,16 @@ class Backend(Protocol):
 
 
 class NumpyBackend:
-    """`Backend` in numpy, for machines without the kernel."""
+    """`NetworkBackend` in numpy, for machines without the kernel."""
 
     def create_dense(
         self, weight: Float[np.ndarray, "unit feature"], bias: Float[np.ndarray, "unit"], *, silu: bool
     ) -> DenseLayer:
-        """See `Backend`."""
+        """See `NetworkBackend`."""
         return NumpyDense(weight, bias, silu=silu)
 
     def create_stack(self, sizes: StackSizes, weights: WeightArrays) -> Stack:
-        """See `Backend`."""
+        """See `NetworkBackend`."""
         return NumpyStack(sizes, weights)
 
     def read_past(
@@ -56,5 +56,5 @@ class NumpyBackend:
         statistics: Float64[np.ndarray, "row statistic"],
         sizes: PastSizes,
     ) -> Past:
-        """See `Backend`."""
+        """See `NetworkBackend`."""
         return read_past(filled_values, started, missing, statistics, sizes)

@@ -12,7 +12,8 @@ import numpy as np
 
 from forecaster.engines.engine import RolloutInput
 from forecaster.engines.kernel import ArrayScale, WeightArrays, measure_scale, settle_scale
-from forecaster.engines.running.backend import Backend, NumpyBackend
+from forecaster.engines.running.backend import NetworkBackend, NumpyBackend
+from forecaster.engines.running.kernel_backend import load_kernel_backend
 from forecaster.engines.running.layers import NUM_GATES
 from forecaster.engines.running.network import RowState, RunningNetwork
 from forecaster.engines.spread import widen_block
@@ -48,7 +49,7 @@ class RunningEngine:
     depend on the other rows, to the bit.
     """
 
-    def __init__(self, spec: Spec, weights: WeightArrays, *, season: int, backend: Backend) -> None:
+    def __init__(self, spec: Spec, weights: WeightArrays, *, season: int, backend: NetworkBackend) -> None:
         """Prepares the weights.
 
         Args:
@@ -176,7 +177,7 @@ class RunningEngine:
 
 
 def build_running_engine(
-    spec: Spec, weights: WeightArrays, *, season: int, num_features: int, backend: Backend | None = None
+    spec: Spec, weights: WeightArrays, *, season: int, num_features: int, backend: NetworkBackend | None = None
 ) -> RunningEngine | None:
     """Builds the engine of a network with a running scale; returns None if it does not support the network.
 
@@ -198,7 +199,7 @@ def build_running_engine(
     if not (reads_values_only and is_supported and is_plain):
         return None
     _check_shapes(spec, weights)
-    return RunningEngine(spec, weights, season=season, backend=backend or NumpyBackend())
+    return RunningEngine(spec, weights, season=season, backend=backend or load_kernel_backend() or NumpyBackend())
 
 
 def _check_shapes(spec: Spec, weights: WeightArrays) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from forecaster.engines.kernel import WeightArrays
-from forecaster.engines.running.backend import Backend
+from forecaster.engines.running.backend import NetworkBackend
 from forecaster.engines.running.layers import StackSizes, StackState, initial_state
 from forecaster.engines.running.past import Past, PastSizes
 from forecaster.engines.running.quantile_head import QuantileHead
@@ -44,7 +44,7 @@ class RowState(NamedTuple):
         return RowState(self.stack.repeat(copies), output, recent, past)
 
 
-class DecodedBlock(NamedTuple):
+class PredictedBlock(NamedTuple):
     """A predicted block, in scaled units.
 
     Attributes:
@@ -59,7 +59,7 @@ class DecodedBlock(NamedTuple):
 class RunningNetwork:
     """The weights of a network, as one backend takes them. It keeps no state between calls."""
 
-    def __init__(self, spec: Spec, weights: WeightArrays, *, season: int, backend: Backend) -> None:
+    def __init__(self, spec: Spec, weights: WeightArrays, *, season: int, backend: NetworkBackend) -> None:
         """Takes weights whose shapes have been validated, by their names in the bundle."""
         layout = Layout.from_spec(spec, season=season)
         self._spec, self._backend = spec, backend
@@ -138,7 +138,7 @@ class RunningNetwork:
         scaled = (filled_values.reshape(shape) - level) / unit * observed
         return np.concatenate([scaled, observed], axis=2, dtype=np.float32)
 
-    def decode(self, state: RowState, *, with_steps: bool) -> DecodedBlock:
+    def decode(self, state: RowState, *, with_steps: bool) -> PredictedBlock:
         """Predicts the next block from a state, relative to its level and in its unit."""
         hidden = self._decoder(state.output)
         assert self._point_output is not None, "every head has a location"
@@ -151,11 +151,11 @@ class RunningNetwork:
             location = location + (self._baseline_forecast(state.recent) - level) / unit
         values = level + unit * location
         if not with_steps:
-            return DecodedBlock(values, None)
+            return PredictedBlock(values, None)
         assert self.head is not None, "the head has a distribution"
         assert self._step_output is not None, "a quantile head has steps"
         steps = self.head.steps(self._step_output(hidden).reshape(len(hidden), -1, self.block))
-        return DecodedBlock(values, unit[:, None] * steps)
+        return PredictedBlock(values, unit[:, None] * steps)
 
     def _baseline_forecast(self, recent: Float[np.ndarray, "row back"]) -> Float[np.ndarray, "row _"]:
         """See `forecaster.model.baseline.baseline_forecast`."""
