@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forecaster.model import baseline, running
+from forecaster.model import baseline, running, running_sizes
 from forecaster.model.heads import Head, create_head
 from forecaster.model.recurrent import RecurrentStack, RecurrentState, run_cell
 from forecaster.shapes import Bool, Float, Float64, Int
@@ -51,7 +51,7 @@ class Regressor(nn.Module):
         features_per_target = (
             spec.segment * (2 + len(spec.lags))
             if spec.features == "values"
-            else running.num_features(block=spec.block) + spec.segment * len(spec.lags)
+            else running_sizes.num_features(block=spec.block) + spec.segment * len(spec.lags)
         )
         input_size = self.num_targets * features_per_target + spec.segment * num_covariates + sum(sizes)
         self.embedding = nn.Linear(input_size, hidden) if spec.network.embed else None
@@ -61,7 +61,7 @@ class Regressor(nn.Module):
         self.num_covariates, self.decoder_kind = num_covariates, spec.decoder
         places = {"rollout": (1, 0), "block": (1, 0), "direct": (spec.block // spec.segment, _SEGMENT_EMBEDDING_SIZE)}
         self.places = nn.Parameter(torch.randn(places[spec.decoder]) / _SEGMENT_EMBEDDING_SIZE**0.5)
-        self.num_weights = running.NUM_FORECASTS if spec.base == "mixture" else 0
+        self.num_weights = running_sizes.NUM_FORECASTS if spec.base == "mixture" else 0
         params_per_step = self.num_targets * (self.head.num_params + self.num_weights)
         self.decoder: nn.GRUCell | nn.Linear | None
         if spec.decoder == "block":
@@ -183,9 +183,7 @@ class Regressor(nn.Module):
     def _view_past(
         self, recent: Float[Tensor, "*axes back"], statistics: Float64[Tensor, "*axes statistic"]
     ) -> running.RunningView:
-        return running.view_past(
-            recent, statistics, season=self.season, long_season=self.long_season, block=self.block
-        )
+        return running.view_past(recent, statistics, season=self.season, long_season=self.long_season, block=self.block)
 
     def _decode_outputs(
         self,

@@ -180,7 +180,8 @@ class OnnxNetwork:
 
 def build_onnx_network(builder: GraphBuilder, model: Regressor) -> OnnxNetwork:
     """Adds the weights of a network to a graph."""
-    assert not model.is_running, "a network with a running scale has no graph"
+    is_supported = not model.is_running and model.decoder_kind != "block" and model.embedding is None
+    assert is_supported, "forecaster.engines.onnx.support names the networks that have a graph"
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     hidden, segment = model.recurrent.hidden_size, model.segment
     tables = [weights[f"groups.{index}.weight"].copy() for index in range(len(model.groups))]
@@ -206,7 +207,7 @@ def _build_layer(builder: GraphBuilder, model: Regressor, weights: dict[str, np.
         CellWeights(*(weights[f"recurrent.layers.{index}.{name}_l0"] for name in names)),
         constant_inputs=slice(model.segment, 2 * model.segment) if index == 0 and model.num_targets == 1 else slice(0),
         dilation=model.recurrent.dilations[index],
-        residual=model.recurrent.residual and index > 0,
+        residual=index >= model.recurrent.first_residual_layer,
     )
 
 
