@@ -31,7 +31,7 @@ class PretrainingOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(default=12_000, ge=1, description="optimizer steps")
+    steps: int = Field(default=10_000, ge=1, description="optimizer steps")
     epoch_steps: int = Field(default=250, ge=1, description="steps between two checkpoints")
     segments: int = Field(default=4000, ge=64, description="steps of the recurrence in a batch, over all its series")
     origins: int = Field(default=10, ge=1, description="segments of each series after which a block is predicted")
