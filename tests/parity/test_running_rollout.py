@@ -11,8 +11,8 @@ import torch
 from forecaster.engines.engine import EnsembleEngine, RolloutInput
 from forecaster.engines.pytorch import PyTorchEngine
 from forecaster.engines.running.backend import NetworkBackend, NumpyBackend
-from forecaster.engines.running.kernel_backend import KernelBackend
 from forecaster.engines.running.engine import RunningEngine, build_running_engine
+from forecaster.engines.running.kernel_backend import KernelBackend
 from forecaster.errors import BundleDamaged
 from forecaster.model.regressor import Regressor, build_network
 from forecaster.spec import Spec
