@@ -424,7 +424,8 @@ class Forecaster:
                 "Expected the histories of the fit for `histories=True`; this model was loaded without them. Leave it out.",
                 where="histories",
             )
-        card = render_model_card(model) if self._pretrained is None else artifact.read_card(BASE_FOLDER)
+        was_fitted = "data_digest" in model.facts  # otherwise it has the weights of the pretrained network
+        card = render_model_card(model) if was_fitted else artifact.read_card(BASE_FOLDER)
         storage.write_bundle(model, folder, card=card, histories=kept, overwrite=overwrite)
         return folder
 

@@ -164,6 +164,8 @@ def test_a_bundle_is_written_for_one_frequency(frame: pd.DataFrame, tmp_path: Pa
     loaded = Forecaster.load(model.save(tmp_path / "model"))
     pd.testing.assert_frame_equal(loaded.predict(frame), model.predict(frame))
     assert not loaded.evaluate(frame, n_windows=2)["in_sample"].any()
+    again = Forecaster.load(loaded.save(tmp_path / "again"))
+    pd.testing.assert_frame_equal(again.predict(frame), model.predict(frame))
 
 
 def test_the_representation_says_that_nothing_was_fitted() -> None:

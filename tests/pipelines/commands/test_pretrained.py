@@ -174,7 +174,7 @@ def test_data_that_cannot_be_read_are_refused_in_words(
 
 
 def test_an_invalid_season_is_named_by_its_option() -> None:
-    from pipelines.commands.model_options import PretrainedOptions
+    from pipelines.commands.model_options import SeasonOptions
 
     with pytest.raises(InputError, match="season"):
-        PretrainedOptions(season=-3).validate([BASE_FOLDER])
+        SeasonOptions(season=-3).validate([BASE_FOLDER])
