@@ -3,8 +3,8 @@
     python benchmarks/speed/first_forecast.py --repeats 5
 
 Each run is a new Python process: on the command line (`forecaster forecast data.csv --horizon 12`), and in Python
-(`Forecaster.pretrained().predict(df, horizon=12)`), with the time until the imports are done. Processor seconds are reported besides
-the elapsed ones, because they depend less on what else the machine does. It writes benchmarks/results/first_forecast.md.
+(`Forecaster.pretrained().predict(df, horizon=12)`), with the time until the imports are done. Processor seconds
+are reported too, because they depend less on what else the machine does. It writes benchmarks/results/first_forecast.md.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ def render(rows: dict[str, tuple[Seconds, Seconds, Seconds]], *, repeats: int, l
         "# Seconds to the first forecast",
         "",
         "From the start of a new process to the forecast of a user's own CSV by the pretrained network, 12 steps ahead.",
-        f"Elapsed seconds (processor seconds), medians of {repeats} processes, by `benchmarks/speed/first_forecast.py` with Python "
-        f"{platform.python_version()} on {os.cpu_count()} CPU cores. The load of the machine was {load:.1f} at the start: above the "
-        "number of cores, elapsed seconds include the wait for others.",
+        f"Elapsed seconds (processor seconds), medians of {repeats} processes, by `benchmarks/speed/first_forecast.py`",
+        f"with Python {platform.python_version()} on {os.cpu_count()} CPU cores. Its load at the start was {load:.1f}:",
+        "above the number of cores, elapsed seconds include the wait for others.",
         "",
         "| data | command line | Python | of these, the imports of Python |",
         "|---|---|---|---|",
