@@ -19,7 +19,7 @@ FOLDER = Path("forecaster/model/recurrence/csrc")
 KERNEL = Extension(
     "forecaster.model.recurrence._steps",
     sources=[str(FOLDER / "steps.c")],
-    depends=[str(FOLDER / name) for name in ("rolls.h", "steps.h", "tiles.h")],
+    depends=[str(FOLDER / name) for name in ("pasts.h", "rolls.h", "stacks.h", "steps.h", "tiles.h")],
     extra_compile_args=["-O3", "-Wno-maybe-uninitialized"],  # a tile reads only the sums that were written
     optional=os.environ.get("FORECASTER_REQUIRE_KERNEL") != "1",
     py_limited_api=True,  # for the name of the file, which then has no version of Python

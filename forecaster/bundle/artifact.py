@@ -42,6 +42,7 @@ from forecaster.bundle.golden import (
 )
 from forecaster.bundle.histories import HISTORIES_FILE, parse_histories, serialize_histories
 from forecaster.data.encoding import Encoding
+from forecaster.engines.onnx.support import find_missing_part
 from forecaster.errors import BundleDamaged, BundleError, ForecasterError, MissingPackage
 from forecaster.frequency.timestamps import format_timestamp, parse_bounded_timestamp, parse_frequency
 from forecaster.installation import is_installed
@@ -311,8 +312,8 @@ def _onnx_file_names(spec: Spec) -> tuple[str, ...]:
 def _export_onnx_models(fitted_model: FittedModel, golden: GoldenFile) -> tuple[bytes, ...]:
     """Exports the rollout of each member as an ONNX model.
 
-    Returns none if onnx is not installed, if the weights are too large, for networks with a running scale, or if the models do
-    not reproduce the golden forecasts.
+    Returns none if onnx is not installed, if the weights are too large, if the graph lacks a part of the network, or if the
+    models do not reproduce the golden forecasts.
     """
     if find_spec("onnx") is None:
         return ()
@@ -320,8 +321,9 @@ def _export_onnx_models(fitted_model: FittedModel, golden: GoldenFile) -> tuple[
     if size > files.max_bytes(ONNX_FILE) // 4:  # an ONNX model contains some weights several times
         log.warning("the bundle is written without %s: with %d bytes of weights it would be too large", ONNX_FILE, size)
         return ()
-    if fitted_model.spec.scaling == "running":
-        log.info("the bundle is written without %s: the running scale has no graph", ONNX_FILE)
+    missing_part = find_missing_part(fitted_model.spec)
+    if missing_part is not None:
+        log.info("the bundle is written without %s: the graph has no part for %s", ONNX_FILE, missing_part)
         return ()
     from forecaster.engines.onnx.export import export_onnx
 

@@ -184,10 +184,10 @@ def build_kernel_engine(
     """
     library, network = load_library(), spec.network
     lanes = 0 if library is None else library.lanes()
-    reads_values_only = not (num_features or spec.lags or spec.channels or network.residual or network.embed)
-    has_simple_output = (
-        spec.decoder == "rollout" and spec.base == "zero" and spec.transform == "none" and spec.head.is_shiftable
+    reads_values_only = not (
+        num_features or spec.lags or spec.channels or network.residual or network.embed or spec.decoder != "rollout"
     )
+    has_simple_output = spec.base == "zero" and spec.transform == "none" and spec.head.is_shiftable
     has_simple_output = has_simple_output and spec.scaling != "running"
     is_float32 = all(array.dtype == np.float32 for array in weights.values())
     if not (lanes and reads_values_only and has_simple_output and set(network.layer_dilations) == {1} and is_float32):
@@ -223,6 +223,8 @@ def measure_scale(values: Float64[np.ndarray, "row context"], scaling: Scaling, 
         return ArrayScale(zero, zero + 1, zero_profile)
     observed = ~np.isnan(values)
     filled = np.where(observed, values, 0.0)
+    if scaling == "running":
+        return _measure_first_change(filled, observed)
     if scaling == "mean_abs":
         return ArrayScale(zero, np.abs(filled).sum(1) / observed.sum(1).clip(1), zero_profile)
     if scaling == "level_season":
@@ -272,6 +274,15 @@ def _mean_and_std(
 
 def _last_observed_index(observed: Bool[np.ndarray, "row step"]) -> Int[np.ndarray, "row 1"]:
     return np.asarray(np.where(observed, np.arange(observed.shape[1]), 0).max(1, keepdims=True))
+
+
+def _measure_first_change(filled: np.ndarray, observed: np.ndarray) -> ArrayScale:
+    """See `forecaster.model.scaling`."""
+    first = np.take_along_axis(filled, observed.argmax(1)[:, None], axis=1)
+    distance = np.abs(filled - first)
+    is_other = observed & (distance > WIDTH_TOLERANCE * np.abs(first))
+    width = np.take_along_axis(distance * is_other, is_other.argmax(1)[:, None], axis=1)
+    return ArrayScale(first[:, 0], width[:, 0], np.zeros_like(first))
 
 
 def _measure_level_season(filled: np.ndarray, observed: np.ndarray, season: int) -> ArrayScale:

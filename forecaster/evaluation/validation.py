@@ -53,8 +53,12 @@ class ValidationErrors(NamedTuple):
     errors: Float64[np.ndarray, "series window"]
 
 
-def score_batch(network: Regressor, batch: ValidationBatch) -> ValidationScores:
-    """Computes teacher-forced and free-running errors of y over the same future steps, from the same warmed-up state."""
+def score_batch(network: Regressor, batch: ValidationBatch, *, num_members: int = 1) -> ValidationScores:
+    """Computes teacher-forced and free-running errors of y over the same future steps, from the same warmed-up state.
+
+    With several members, the network is stacked, the batch has the rows of one member after the other (`repeat_rows`), and the
+    scores are means over members.
+    """
     (window, targets, future_covariates, _), scale = batch.example, batch.seasonal_error
     horizon, rollout_state, future = targets.shape[1], warm_up(network, window), targets[:: network.num_targets]
     steps = -(-horizon // network.block) * network.block
@@ -76,11 +80,27 @@ def score_batch(network: Regressor, batch: ValidationBatch) -> ValidationScores:
     rollout_errors = ((rolled - future).abs() / scale[:, None]).masked_fill(rolled.isnan(), DIVERGENCE_FACTOR)
     rollout_errors = rollout_errors.masked_fill(missing, torch.nan)
     return ValidationScores(
-        loss=losses.nanmean(),
-        one_step=((forced_means - future).abs() / scale[:, None]).nanmean(),
-        rollout=rollout_errors.nanmean(),
-        origin_rollout=rollout_errors.nanmean(dim=1),
+        loss=_mean_over_members(losses, num_members),
+        one_step=_mean_over_members((forced_means - future).abs() / scale[:, None], num_members),
+        rollout=_mean_over_members(rollout_errors, num_members),
+        origin_rollout=rollout_errors.nanmean(dim=1).reshape(num_members, -1).mean(dim=0),
     )
+
+
+def _mean_over_members(errors: Float[Tensor, "row step"] | Float64[Tensor, "row step"], num_members: int) -> Tensor:
+    """Returns the mean over the observed steps of each member, and over members; a member without a number counts as NaN."""
+    return errors.nanmean() if num_members == 1 else errors.reshape(num_members, -1).nanmean(1).mean()
+
+
+def repeat_rows(batch: ValidationBatch, *, copies: int) -> ValidationBatch:
+    """Returns a batch with all rows of the given one, one copy after the other."""
+
+    def repeat(part: Tensor | None) -> Tensor | None:
+        return None if part is None else torch.cat([part] * copies)
+
+    window, *others = batch.example
+    example = Example(Window(*map(repeat, window)), *map(repeat, others))  # type: ignore[arg-type]
+    return ValidationBatch(example, torch.cat([batch.seasonal_error] * copies))
 
 
 def _teacher_forced_params(

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forecaster.model import baseline, running
+from forecaster.model import baseline, running, running_sizes
 from forecaster.model.heads import Head, create_head
 from forecaster.model.recurrent import RecurrentStack, RecurrentState, run_cell
+from forecaster.model.stacking import expand_to_rows
 from forecaster.shapes import Bool, Float, Float64, Int
 from forecaster.spec import Layout, Spec
 
@@ -51,7 +52,7 @@ class Regressor(nn.Module):
         features_per_target = (
             spec.segment * (2 + len(spec.lags))
             if spec.features == "values"
-            else running.num_features(block=spec.block) + spec.segment * len(spec.lags)
+            else running_sizes.num_features(block=spec.block) + spec.segment * len(spec.lags)
         )
         input_size = self.num_targets * features_per_target + spec.segment * num_covariates + sum(sizes)
         self.embedding = nn.Linear(input_size, hidden) if spec.network.embed else None
@@ -63,7 +64,7 @@ class Regressor(nn.Module):
         self.num_covariates, self.decoder_kind = num_covariates, spec.decoder
         places = {"rollout": (1, 0), "block": (1, 0), "direct": (spec.block // spec.segment, _SEGMENT_EMBEDDING_SIZE)}
         self.places = nn.Parameter(torch.randn(places[spec.decoder]) / _SEGMENT_EMBEDDING_SIZE**0.5)
-        self.num_weights = running.NUM_FORECASTS if spec.base == "mixture" else 0
+        self.num_weights = running_sizes.NUM_FORECASTS if spec.base == "mixture" else 0
         params_per_step = self.num_targets * (self.head.num_params + self.num_weights)
         self.decoder: nn.GRUCell | nn.Linear | None
         if spec.decoder == "block":
@@ -193,7 +194,7 @@ class Regressor(nn.Module):
         future_covariates: Float[Tensor, "row *axes step covariate"] | None,
     ) -> Tensor:
         """Returns the outputs of the last layer, by row, target, axes and step."""
-        axes, count = output.shape[:-1], len(self.places)
+        axes, count = output.shape[:-1], self.places.shape[-2]
         assert future_covariates is not None or not self.num_covariates, "the network reads covariates"
         if isinstance(self.decoder, nn.Linear):
             parts = [output] if future_covariates is None else [output, future_covariates.reshape(*axes, -1)]
@@ -202,7 +203,7 @@ class Regressor(nn.Module):
         hidden = output
         if self.decoder is not None:
             hidden = output[..., None, :].expand(*axes, count, -1)
-            inputs = self.places.expand(*axes, count, -1)
+            inputs = expand_to_rows(self.places, axes)
             if future_covariates is not None:
                 inputs = torch.cat([inputs, future_covariates.reshape(*axes, count, -1)], dim=-1)
             flat = run_cell(self.decoder, inputs.reshape(-1, inputs.shape[-1]), hidden.reshape(-1, hidden.shape[-1]))

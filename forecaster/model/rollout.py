@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from forecaster.data.windows import Window
-from forecaster.model import running
+from forecaster.model import running, running_sizes
 from forecaster.model.recurrent import RecurrentState
 from forecaster.model.regressor import Regressor
 from forecaster.model.scaling import Scale, measure_scale, settle_scale
@@ -134,7 +134,7 @@ def start_rollout(model: Regressor, window: Window, *, scale: Scale | None = Non
         bound=scale.divergence_bound(zero + (model.transform == "none"), factor=DIVERGENCE_FACTOR),
         time=0,
         static=model.embed_static(window.static, rows=rows),
-        statistics=values.new_zeros(len(values), running.NUM_STATISTICS) if model.is_running else None,
+        statistics=values.new_zeros(len(values), running_sizes.NUM_STATISTICS) if model.is_running else None,
     )
     return state, remaining
 

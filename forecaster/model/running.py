@@ -12,25 +12,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from forecaster.model.running_sizes import (
+    INDEX_DECAY,
+    LONG_CHANGE,
+    LONG_DECAY,
+    MAX_FEATURE,
+    MAX_UNITS,
+    MIN_TIED_SIZE,
+    NUM_SCALARS,
+    PRIOR_WEIGHTS,
+    SEASONAL_FORECASTS,
+    TINY,
+    TINY_SQUARE,
+)
 from forecaster.shapes import Bool, Float, Float64, Int
 from forecaster.spec import LONG_CYCLES, RUNNING_CYCLES, RUNNING_LAGS, running_lookback
-
-NUM_FORECASTS = 8  # simple forecasts that the base `mixture` combines
-NUM_STATISTICS = 12
-LONG_CHANGE = 4  # seasons of the longest change in the statistics
-_LONG_DECAY = 0.7  # weight of a long season, relative to the next one
-_INDEX_DECAY = 0.9  # weight of a season in the index, relative to the next one
-_NUM_SCALARS = 24
-_SEASONAL_FORECASTS = 3  # the first simple forecasts repeat the season
-# An untrained network combines the simple forecasts with these weights.
-_PRIOR_WEIGHTS = (0.4, 0.6, 0.0, 0.5, 0.2, 0.0, 0.3, 0.1)
-_MAX_FEATURE, _MAX_UNITS = 8.0, 2000.0
-_TINY = 1e-8
-
-
-def num_features(*, block: int) -> int:
-    """Returns the number of features of a step."""
-    return RUNNING_LAGS + _SEASONAL_FORECASTS * block + _NUM_SCALARS
 
 
 class Statistics(NamedTuple):
@@ -187,8 +183,8 @@ def view_past(
             has_older = 2 * season <= steps
         else:
             older, has_older = _long_season_ahead(recent, steps, season=season, long_season=long_season, ahead=ahead)
-        older = (older / unit).clamp(-_MAX_UNITS, _MAX_UNITS) * has_older
-        index_ahead = (index[..., age_in_season] / unit).clamp(-_MAX_UNITS, _MAX_UNITS)
+        older = (older / unit).clamp(-MAX_UNITS, MAX_UNITS) * has_older
+        index_ahead = (index[..., age_in_season] / unit).clamp(-MAX_UNITS, MAX_UNITS)
     else:
         last_season = older = index_ahead = zero
         has_older = torch.zeros_like(steps, dtype=torch.bool)
@@ -208,7 +204,7 @@ def view_past(
         older,
         lags[..., :1] + zero,
         lags[..., :3].mean(-1, keepdim=True) + zero,
-        *((slope * distance).clamp(-_MAX_UNITS, _MAX_UNITS) for slope in slopes),
+        *((slope * distance).clamp(-MAX_UNITS, MAX_UNITS) for slope in slopes),
     ]
     scalars = torch.cat(
         [_scalars(by_age, is_read, lags, sums, scale, slopes, index_ahead, season=season), has_older.float()], dim=-1
@@ -234,17 +230,17 @@ def combine_forecasts(
     Where the season is far larger than its changes, an error of a few percent in the sum of its weights would be larger than the
     error of seasonal naive. So there the seasonal weights are moved until their sum is 1, but for about one unit of error.
     """
-    weights = raw_weights + raw_weights.new_tensor(_PRIOR_WEIGHTS)
-    seasonal, others = weights[..., :_SEASONAL_FORECASTS], weights[..., _SEASONAL_FORECASTS:]
-    size = forecasts[..., :_SEASONAL_FORECASTS].square().mean(-2, keepdim=True).amax(-1, keepdim=True).sqrt()
+    weights = raw_weights + raw_weights.new_tensor(PRIOR_WEIGHTS)
+    seasonal, others = weights[..., :SEASONAL_FORECASTS], weights[..., SEASONAL_FORECASTS:]
+    size = forecasts[..., :SEASONAL_FORECASTS].square().mean(-2, keepdim=True).amax(-1, keepdim=True).sqrt()
     total = seasonal.sum(-1, keepdim=True)
-    tied = torch.where(size > 0.01, 1 - ((1 - total) * size).tanh() / size.clamp(min=0.01), total)
-    seasonal = seasonal + (tied - total) / _SEASONAL_FORECASTS
+    tied = torch.where(size > MIN_TIED_SIZE, 1 - ((1 - total) * size).tanh() / size.clamp(min=MIN_TIED_SIZE), total)
+    seasonal = seasonal + (tied - total) / SEASONAL_FORECASTS
     return (torch.cat([seasonal, others], dim=-1) * forecasts).sum(-1)
 
 
 def _to_units(values: Float[Tensor, "*axes step"], scale: RunningScale) -> Float[Tensor, "*axes step"]:
-    return ((values - scale.level[..., None]) / scale.unit[..., None]).clamp(-_MAX_UNITS, _MAX_UNITS)
+    return ((values - scale.level[..., None]) / scale.unit[..., None]).clamp(-MAX_UNITS, MAX_UNITS)
 
 
 def _compress(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
@@ -253,7 +249,7 @@ def _compress(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
 
 
 def _log_ratio(first: Float[Tensor, "*axes"], second: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-    return (first / second.clamp(min=_TINY) + 1e-3).log()
+    return (first / second.clamp(min=TINY) + 1e-3).log()
 
 
 def _levels_by_age(by_age: Float[Tensor, "*axes back"], season: int) -> Float[Tensor, "*axes age"]:
@@ -273,10 +269,10 @@ def _seasonal_index(
         return torch.zeros_like(by_age[..., :1])
     count = RUNNING_CYCLES * season
     age = torch.arange(count, device=by_age.device)
-    weight = _INDEX_DECAY ** (age // season) * (age + season <= steps)
+    weight = INDEX_DECAY ** (age // season) * (age + season <= steps)
     deviation = (by_age[..., :count] - levels[..., :count]) * weight
     sums, weights = (part.reshape(*part.shape[:-1], -1, season).sum(-2) for part in (deviation, weight))
-    index: Tensor = sums / weights.clamp(min=_TINY)
+    index: Tensor = sums / weights.clamp(min=TINY)
     return index - index.mean(-1, keepdim=True)
 
 
@@ -298,9 +294,9 @@ def _long_season_ahead(
         level = recent[..., origin - season + 1 : origin + 1].mean(-1, keepdim=True)
         # A block that is longer than the long season repeats it.
         values = recent[..., origin + 1 + (ahead - 1) % long_season]
-        weight = _LONG_DECAY**cycle * ((cycle + 1) * long_season + season <= steps)
+        weight = LONG_DECAY**cycle * ((cycle + 1) * long_season + season <= steps)
         total, weights = total + weight * (values - level), weights + weight
-    return total / weights.clamp(min=_TINY), weights > 0
+    return total / weights.clamp(min=TINY), weights > 0
 
 
 def _slope(
@@ -357,16 +353,16 @@ def _scalars(
     long_variance = sums.squared_long_change / num_long_changes / LONG_CHANGE
     seasonal_variance = sums.squared_seasonal_change / num_seasonal_changes
     scalars += [
-        sums.change_product / sums.squared_change.clamp(min=_TINY),
-        sums.seasonal_change_product / sums.squared_seasonal_change.clamp(min=_TINY),
+        sums.change_product / sums.squared_change.clamp(min=TINY),
+        sums.seasonal_change_product / sums.squared_seasonal_change.clamp(min=TINY),
         _log_ratio(long_variance, seasonal_variance) * (sums.steps > LONG_CHANGE * season),
         _log_ratio(seasonal_variance, season * sums.squared_change / (sums.steps - 1).clamp(min=1)),
-        (drift / sums.squared_change.sqrt().clamp(min=_TINY)).asinh(),
+        (drift / sums.squared_change.sqrt().clamp(min=TINY)).asinh(),
         _log_ratio(changes[..., :3].abs().mean(-1), mean_change),
     ]
-    assert len(scalars) == _NUM_SCALARS - 1
-    return torch.stack(scalars, dim=-1).clamp(-_MAX_FEATURE, _MAX_FEATURE)
+    assert len(scalars) == NUM_SCALARS - 1
+    return torch.stack(scalars, dim=-1).clamp(-MAX_FEATURE, MAX_FEATURE)
 
 
 def _autocorrelation(values: Float[Tensor, "*axes step"]) -> Float[Tensor, "*axes"]:
-    return (values[..., 1:] * values[..., :-1]).sum(-1) / values.square().sum(-1).clamp(min=1e-12)
+    return (values[..., 1:] * values[..., :-1]).sum(-1) / values.square().sum(-1).clamp(min=TINY_SQUARE)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 
 from forecaster.engines.engine import Engine, EnsembleEngine
 from forecaster.engines.kernel import KernelEngine, build_kernel_engine
+from forecaster.engines.running.engine import build_running_engine
 from forecaster.installation import require_package
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 
@@ -16,17 +17,18 @@ def choose_engine(fitted_model: FittedModel | StoredModel, *, device: str = "cpu
     """Chooses the fastest engine that supports a fitted model and is installed.
 
     1. The compiled kernel, for plain networks on the CPU: it is the fastest for any number of rows.
-    2. The ONNX models of a stored model: the fastest for few rows, as in requests, and torch is not imported.
-    3. PyTorch, for everything else. It is faster than ONNX for many rows, as in the backtests of a model in memory.
+    2. The engine of networks with a running scale and a block decoder, on the CPU: in the kernel, or in numpy.
+    3. The ONNX models of a stored model: the fastest for few rows, as in requests, and torch is not imported.
+    4. PyTorch, for everything else. It is faster than ONNX for many rows, as in the backtests of a model in memory.
 
     Raises BundleDamaged if the weights are invalid, or if onnxruntime cannot load a model, and MissingPackage if only PyTorch
     supports the model and it is not installed.
     """
-    kernel_engine = _build_kernel_engine(fitted_model) if device == "cpu" else None
+    array_engine = _build_array_engine(fitted_model) if device == "cpu" else None
     onnx_engine = None
-    if kernel_engine is None and isinstance(fitted_model, StoredModel):
+    if array_engine is None and isinstance(fitted_model, StoredModel):
         onnx_engine = build_onnx_engine(fitted_model)
-    return kernel_engine or onnx_engine or build_pytorch_engine(fitted_model, device=device)
+    return array_engine or onnx_engine or build_pytorch_engine(fitted_model, device=device)
 
 
 def build_onnx_engine(fitted_model: FittedModel | StoredModel) -> Engine | None:
@@ -97,16 +99,31 @@ def combine_engines(engines: Sequence[Engine]) -> Engine:
     return engines[0] if len(engines) == 1 else EnsembleEngine(engines)
 
 
-def _build_kernel_engine(fitted_model: FittedModel | StoredModel) -> Engine | None:
+def _build_array_engine(fitted_model: FittedModel | StoredModel) -> Engine | None:
+    """Builds the engine that computes from numpy arrays alone; None if none supports the networks."""
+    if fitted_model.spec.scaling == "running":
+        return _combine_members(
+            build_running_engine(
+                fitted_model.spec, weights, season=fitted_model.season, num_features=fitted_model.num_features
+            )
+            for weights in fitted_model.weights
+        )
     threads = 1  # a server's workers share the cores
     if isinstance(fitted_model, FittedModel):
         import torch
 
         threads = torch.get_num_threads()
     season, num_features = fitted_model.season, fitted_model.num_features
-    members = [
+    return _combine_members(
         build_kernel_engine(fitted_model.spec, weights, season=season, num_features=num_features, threads=threads)
         for weights in fitted_model.weights
-    ]
-    engines = [member for member in members if member is not None]
-    return combine_engines(engines) if len(engines) == len(members) else None
+    )
+
+
+def _combine_members(members: Iterable[Engine | None]) -> Engine | None:
+    engines = []
+    for member in members:
+        if member is None:
+            return None
+        engines.append(member)
+    return combine_engines(engines)

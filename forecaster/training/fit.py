@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from forecaster.spec import Spec
 from forecaster.training.allocator import keep_freed_memory
 from forecaster.training.checkpoint import AtomicCheckpointIO, BestWeightsCallback, add_exposure_gap
 from forecaster.training.datamodule import STEPS_PER_CHUNK, WindowDataModule
-from forecaster.training.lightning import Logger, MisconfigurationException, pl, quiet_lightning
+from forecaster.training.lightning import Logger, MisconfigurationException, keep_interrupts, pl, quiet_lightning
 from forecaster.training.module import TrainingModule
 from forecaster.training.progress_callback import ProgressCallback
 
@@ -128,31 +127,23 @@ def fit(
         seed=spec.training.seed,
     )
     resume = checkpoint if checkpoint is not None and checkpoint.exists() else None
-    interrupt_handler = signal.getsignal(signal.SIGINT)
-    try:
-        with quiet_lightning():
-            trainer = pl.Trainer(
-                accelerator=accelerator,
-                devices=_parse_devices(devices),
-                max_epochs=data.num_epochs,
-                reload_dataloaders_every_n_epochs=1,
-                num_sanity_val_steps=0,
-                log_every_n_steps=1,
-                limit_val_batches=len(data.validation_batches),
-                logger=list(loggers) or False,
-                callbacks=[best_callback, ProgressCallback(progress, label=label), *callbacks],
-                plugins=[AtomicCheckpointIO(fit_digest=digest)],
-                enable_checkpointing=True,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    except SystemExit as exit_error:
-        # Lightning turns an interrupt into an exit and ignores the next one.
-        if isinstance(exit_error.__context__, KeyboardInterrupt):
-            signal.signal(signal.SIGINT, interrupt_handler)
-            raise exit_error.__context__ from None
-        raise
+    with keep_interrupts(), quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=_parse_devices(devices),
+            max_epochs=data.num_epochs,
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            limit_val_batches=len(data.validation_batches),
+            logger=list(loggers) or False,
+            callbacks=[best_callback, ProgressCallback(progress, label=label), *callbacks],
+            plugins=[AtomicCheckpointIO(fit_digest=digest)],
+            enable_checkpointing=True,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     module.load_state_dict(best_callback.best_weights)
     network, *other_networks = (member.cpu().eval() for member in module.cpu().networks)
     scaled_range = learn_scaled_range(panel, spec, season=season)

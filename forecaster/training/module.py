@@ -56,7 +56,7 @@ class TrainingModule(pl.LightningModule):
     def training_step(self, example: Example, _batch_idx: int) -> Float[Tensor, ""]:
         """Runs the optimiser steps of several batches and returns their mean loss. Raises NonFiniteLoss."""
         training, optimizer = self.spec.training, self._optimizer()
-        network, template = self.network, self._networks[0].train()  # validation may have left it in eval mode
+        network, template = self.network.train(), self._networks[0]  # validation may have left it in eval mode
         if isinstance(network, StackedNetworks):
             loss, clip_gradients, num_members = network.losses, network.clip_gradient_norm, len(network)
         else:
@@ -126,15 +126,23 @@ class TrainingModule(pl.LightningModule):
     def validation_step(self, batch: ValidationBatch, _batch_idx: int) -> None:
         """Scores a batch of rolling origins."""
         rows = len(batch.seasonal_error)
-        scores = [score_batch(network.to(self.device).eval(), batch) for network in self.networks]
+        scores = self._score(batch)
         for name in ("loss", "one_step", "rollout"):
-            mean = torch.stack([getattr(score, name) for score in scores]).mean()
-            self.log(f"valid/{name}", mean, batch_size=rows, prog_bar=name == "rollout", logger=False)
-        self._origin_errors.append(torch.stack([score.origin_rollout for score in scores]).mean(dim=0))
+            self.log(f"valid/{name}", getattr(scores, name), batch_size=rows, prog_bar=name == "rollout", logger=False)
+        self._origin_errors.append(scores.origin_rollout)
 
     def copy_origin_errors(self) -> Float[Tensor, "origin"]:
         """Returns the free-running error of each validation origin in the last validation; empty without validation."""
         return torch.cat(self._origin_errors).double().cpu() if self._origin_errors else torch.empty(0)
+
+    def _score(self, batch: ValidationBatch) -> ValidationScores:
+        """Returns the mean scores of the members: of all at once where a batch is small, else of one after the other."""
+        network = self.network.eval()
+        scores = network.score(batch) if isinstance(network, StackedNetworks) else None
+        if scores is not None:
+            return scores
+        scores_of_members = [score_batch(member.to(self.device).eval(), batch) for member in self.networks]
+        return ValidationScores(*(torch.stack(values).mean(dim=0) for values in zip(*scores_of_members, strict=True)))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Returns Adam over all parameters."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +18,17 @@ from forecaster.frequency.timestamps import parse_bounded_timestamp
 from forecaster.prediction.fitted_model import FittedModel
 from forecaster.prediction.shape_range import SHAPE_RANGE_FACT, compute_shape_features, learn_shape_ranges
 from forecaster.progress import NO_PROGRESS, Progress
+from forecaster.spec import Spec
 from forecaster.synthetic.training_batches import draw_batch, draw_shape
 from forecaster.training.allocator import keep_freed_memory
 from forecaster.training.checkpoint import AtomicCheckpointIO
-from forecaster.training.lightning import Checkpoint, Logger, pl, quiet_lightning
+from forecaster.training.lightning import Checkpoint, Logger, keep_interrupts, pl, quiet_lightning
 from forecaster.training.pretraining_module import PretrainingModule, PretrainingOptions, SyntheticBatches
-from forecaster.training.progress_callback import ProgressCallback
+from forecaster.training.progress_callback import PretrainingProgressCallback
 
 _RANGE_SERIES, _RANGE_BATCH, _RANGE_SEED = 20_000, 100, 1 << 40  # the seed differs from that of every group of batches
-_REFERENCE_SEASON, _REFERENCE_FREQUENCY, _REFERENCE_CUTOFF = 12, "MS", "2000-01-01"
+_REFERENCE_SEASON, _REFERENCE_FREQUENCY = 12, "MS"
+REFERENCE_CUTOFF = parse_bounded_timestamp("2000-01-01", freq=_REFERENCE_FREQUENCY)  # a bundle has one; no data have
 
 
 class PretrainingResult(NamedTuple):
@@ -36,12 +39,26 @@ class PretrainingResult(NamedTuple):
         loss: The mean loss of the last epoch.
         steps: Number of optimiser steps.
         resumed_steps: Those of them made by an earlier process.
+        seconds: Duration of all processes that took part, up to the last checkpoint of each.
+        cpu_seconds: Their processor time, over all threads.
     """
 
     model: FittedModel
     loss: float
     steps: int
     resumed_steps: int
+    seconds: float
+    cpu_seconds: float
+
+
+def pretraining_digest(options: PretrainingOptions) -> str:
+    """Returns the sha256 of the options, by which a checkpoint is recognised."""
+    return hashlib.sha256(options.model_dump_json().encode()).hexdigest()
+
+
+def reference_spec(options: PretrainingOptions) -> Spec:
+    """Returns the specification of the pretrained network for monthly data."""
+    return base_spec(_REFERENCE_SEASON, horizon=BASE_BLOCK, name=BASE_NAME, network=options.network.model_dump())
 
 
 def pretrain(
@@ -67,10 +84,10 @@ def pretrain(
         NonFiniteLoss, CheckpointMismatch.
     """
     keep_freed_memory()
-    digest = hashlib.sha256(options.model_dump_json().encode()).hexdigest()
+    digest = pretraining_digest(options)
     module, saver = PretrainingModule(options), _EpochCheckpoint(checkpoint, fit_digest=digest)
     resume = checkpoint if checkpoint is not None and checkpoint.exists() else None
-    with quiet_lightning():
+    with keep_interrupts(), quiet_lightning():
         trainer = pl.Trainer(
             accelerator=accelerator,
             devices=int(devices) if devices.isdecimal() else devices,
@@ -79,7 +96,7 @@ def pretrain(
             num_sanity_val_steps=0,
             gradient_clip_val=options.gradient_clip,
             logger=list(loggers) or False,
-            callbacks=[saver, ProgressCallback(progress), *callbacks],
+            callbacks=[saver, PretrainingProgressCallback(progress), *callbacks],
             plugins=[AtomicCheckpointIO(fit_digest=digest)],
             enable_checkpointing=True,
             enable_progress_bar=False,
@@ -91,20 +108,27 @@ def pretrain(
     module.cpu().load_averages()
     network = module.networks.for_season(_REFERENCE_SEASON).eval()
     model = FittedModel(
-        base_spec(_REFERENCE_SEASON, horizon=BASE_BLOCK, name=BASE_NAME, network=options.network.model_dump()),
+        reference_spec(options),
         _REFERENCE_FREQUENCY,
         _REFERENCE_SEASON,
-        parse_bounded_timestamp(_REFERENCE_CUTOFF, freq=_REFERENCE_FREQUENCY),
+        REFERENCE_CUTOFF,
         EMPTY_ENCODING,
         network,
         facts={
             "pretraining": options.model_dump(mode="json"),
+            "steps": trainer.global_step,
+            "loss": saver.loss,
+            "seconds": round(saver.seconds, 1),
+            "cpu_seconds": round(saver.cpu_seconds, 1),
+            "device": trainer.strategy.root_device.type,
             SHAPE_RANGE_FACT: {
                 name: list(bounds) for name, bounds in learn_synthetic_ranges(seed=options.seed).items()
             },
         },
     )
-    return PretrainingResult(model, saver.loss, trainer.global_step, saver.resumed_steps)
+    return PretrainingResult(
+        model, saver.loss, trainer.global_step, saver.resumed_steps, saver.seconds, saver.cpu_seconds
+    )
 
 
 def learn_synthetic_ranges(*, seed: int) -> dict[str, tuple[float, float]]:
@@ -138,7 +162,19 @@ class _EpochCheckpoint(Checkpoint):
 
     def __init__(self, path: Path | None, *, fit_digest: str) -> None:
         self.path, self.fit_digest = path, fit_digest
-        self.loss, self.resumed_steps = float("nan"), 0
+        self.loss, self.steps, self.resumed_steps = float("nan"), 0, 0
+        self._earlier = _Duration(0.0, 0.0)
+        self._started = _Duration.now()
+
+    @property
+    def seconds(self) -> float:
+        """The seconds so far, with those of earlier processes."""
+        return self._earlier.seconds + _Duration.now().seconds - self._started.seconds
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The processor time so far, with that of earlier processes."""
+        return self._earlier.cpu_seconds + _Duration.now().cpu_seconds - self._started.cpu_seconds
 
     @property
     def state_key(self) -> str:
@@ -146,24 +182,45 @@ class _EpochCheckpoint(Checkpoint):
         return "Keeper"
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs and saves."""
+        """Checks and logs the loss, and saves."""
         self.loss = float(trainer.callback_metrics["train/loss"])
         if not torch.isfinite(torch.tensor(self.loss)):
             raise NonFiniteLoss(
                 f"Expected a finite loss; train/loss is {self.loss} after step {trainer.global_step}. Lower the learning rate.",
                 where="train/loss",
             )
+        self.steps = trainer.global_step
+        for logger in trainer.loggers:  # not through Lightning, which would count from 0
+            logger.log_metrics({"train/loss": self.loss}, self.steps)
         if self.path is not None:
             trainer.save_checkpoint(self.path)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state that a resume needs."""
-        return {"fit": self.fit_digest, "loss": self.loss}
+        return {
+            "fit": self.fit_digest,
+            "loss": self.loss,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state from a checkpoint of the same pretraining."""
         self.loss = state_dict["loss"]
+        self.steps = self.resumed_steps = state_dict[
+            "steps"
+        ]  # set here, as a pretraining that had ended does not start again
+        self._earlier = _Duration(state_dict["seconds"], state_dict["cpu_seconds"])
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Counts the steps of an earlier process."""
-        self.resumed_steps = trainer.global_step
+
+class _Duration(NamedTuple):
+    """Wall clock and processor time, in seconds."""
+
+    seconds: float
+    cpu_seconds: float
+
+    @classmethod
+    def now(cls) -> _Duration:
+        """Returns the present on both clocks."""
+        return cls(time.monotonic(), time.process_time())

@@ -19,10 +19,8 @@ from forecaster.training.lightning import pl
 from forecaster.training.loss import TrainingBatch, compute_loss
 from forecaster.training.pretraining import BaseNetworks, SyntheticSeries, choose_origins, prepare_pretraining_batch
 
-_SHAPES_PER_GROUP, _BATCHES_PER_SHAPE = (
-    6,
-    3,
-)  # series of one shape are drawn at once, and batches of several shapes are mixed
+# Series of one shape are drawn at once, and batches of several shapes are mixed.
+_SHAPES_PER_GROUP, _BATCHES_PER_SHAPE = 6, 3
 _WARM_UP_STEPS = 100
 _MIN_LEARNING_RATE = 0.02  # at the end, relative to the peak
 _MAX_AVERAGE_DECAY = 0.999
@@ -33,7 +31,7 @@ class PretrainingOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(default=12_000, ge=1, description="optimizer steps")
+    steps: int = Field(default=10_000, ge=1, description="optimizer steps")
     epoch_steps: int = Field(default=250, ge=1, description="steps between two checkpoints")
     segments: int = Field(default=4000, ge=64, description="steps of the recurrence in a batch, over all its series")
     origins: int = Field(default=10, ge=1, description="segments of each series after which a block is predicted")
@@ -110,7 +108,7 @@ class PretrainingModule(pl.LightningModule):
         """Returns the loss of a batch."""
         season, prepared = batch
         loss = compute_loss(self.networks.for_season(season).train(), prepared)
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True)
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, logger=False)
         return loss
 
     def configure_optimizers(self) -> Any:

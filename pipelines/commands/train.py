@@ -70,7 +70,7 @@ def train(
     root = root_options.open_root()
     options = training.TrainOptions(
         test_windows=test_windows,
-        record=_can_record(root),
+        record=can_record(root),
         accelerator=device_options.accelerator,
         devices=device_options.devices,
     )
@@ -99,7 +99,7 @@ def train(
         warn(name_options(result.advice))
 
 
-def _can_record(root: Root) -> bool:
+def can_record(root: Root) -> bool:
     """Whether MLflow is installed, for the database of a root as well (MLflow's small distribution lacks it).
 
     Raises MissingPackage if it is not, and a tracking server was declared.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from forecaster.errors import TrainingError
 from forecaster.series import Panel
 from forecaster.storage.locks import open_locked
 from pipelines.settings import Root
@@ -27,6 +28,29 @@ def explain_interrupt(folder: Path, what: str) -> Iterator[None]:
         if any(folder.glob("*.ckpt")) and not getattr(interrupt, "__notes__", ()):
             interrupt.add_note(f"The {what} are kept in {folder}; the same command continues after them.")
         raise
+
+
+@contextmanager
+def lock_checkpoint_folder(folder: Path) -> Iterator[Path]:
+    """Creates and locks the checkpoint folder of one fit; raises TrainingError if another process holds the lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock_path = folder.with_name(f"{folder.name}.lock")
+    try:
+        lock = open_locked(lock_path)
+    except BlockingIOError as error:
+        raise TrainingError(
+            f"Expected no other process to run this training; it is already running (lock {lock_path}). Wait for it to "
+            "finish, or change its options.",
+            where=str(folder),
+        ) from error
+    with lock:
+        yield folder
+
+
+def read_run_id(folder: Path) -> str | None:
+    """Returns the id of the run that an interrupted training opened; None if it opened none."""
+    path = folder / "run_id"
+    return path.read_text() if path.exists() else None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from forecaster.shapes import Float64
 from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
-from serving.forecasting.sampling import sample_in_batches
+from serving.forecasting.sampling import PathsOrError, sample_in_batches
 from serving.formats.outcome import ForecastResult, SeriesOutcome
 from serving.formats.schema import ContinuedSeries, ForecastOptions, SeriesInput
 from serving.formats.series import ParsedSeries, StartCache, parse_series
@@ -41,7 +42,7 @@ def compute_outcomes(
     parsed_by_request = [parse_all_series(series, options, model, deadline, signer) for series in requests]
     valid = [item for parsed in parsed_by_request for item in parsed if isinstance(item, ParsedSeries)]
     forecasts = iter(compute_mixed_forecasts(valid, options, model, deadline))
-    paths = iter(_sample_paths([item.series for item in valid], options, model, deadline))
+    paths = iter(_sample_paths(valid, options, model, deadline))
     return [
         _assemble_outcomes(series, options, model, parsed, forecasts, paths, signer, deadline)
         for series, parsed in zip(requests, parsed_by_request, strict=True)
@@ -78,18 +79,28 @@ def compute_mixed_forecasts(
     parsed: Sequence[ParsedSeries], options: ForecastOptions, model: DeployedModel, deadline: Deadline
 ) -> list[Forecast | ForecasterError]:
     """Forecasts series of any frequencies and seasons as `compute_forecasts`, those of one frequency and season together."""
+
+    def forecast_series(series: list[Series], series_model: DeployedModel) -> list[Forecast | ForecasterError]:
+        deadline.check()
+        return compute_forecasts(series, options, series_model, deadline)
+
+    return _compute_by_grid(parsed, model, forecast_series)
+
+
+def _compute_by_grid(
+    parsed: Sequence[ParsedSeries], model: DeployedModel, compute: Callable[[list[Series], DeployedModel], list[T]]
+) -> list[T]:
+    """Computes the series of each frequency and season with the model for them; a registered model computes all at once."""
     if not (model.is_pretrained and parsed):
-        return compute_forecasts([item.series for item in parsed], options, model, deadline)
+        return compute([item.series for item in parsed], model)
     indices_by_grid: dict[tuple[str, int | None], list[int]] = {}
     for index, item in enumerate(parsed):
         indices_by_grid.setdefault((item.series.freq, item.season), []).append(index)
-    forecasts: dict[int, Forecast | ForecasterError] = {}
+    results: dict[int, T] = {}
     for (freq, season), indices in indices_by_grid.items():
-        deadline.check()
         series = [parsed[index].series for index in indices]
-        results = compute_forecasts(series, options, model.for_series(freq, season), deadline)
-        forecasts.update(zip(indices, results, strict=True))
-    return [forecasts[index] for index in range(len(parsed))]
+        results.update(zip(indices, compute(series, model.for_series(freq, season)), strict=True))
+    return [results[index] for index in range(len(parsed))]
 
 
 def compute_forecasts(
@@ -196,28 +207,29 @@ def parse_all_series(
 
 
 def _sample_paths(
-    series: list[Series], options: ForecastOptions, model: DeployedModel, deadline: Deadline
+    parsed: Sequence[ParsedSeries], options: ForecastOptions, model: DeployedModel, deadline: Deadline
 ) -> Sequence[Float64[np.ndarray, "path horizon"] | ForecasterError | None]:
     if not options.samples:
-        return [None] * len(series)
+        return [None] * len(parsed)
 
-    def draw(numbers: range, draw_deadline: Deadline) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
-        def sample_batch(batch: list[Series]) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
-            return model.predictor.sample_batch(
-                batch, options.horizon, paths=len(numbers), seed=options.seed, first_path=numbers.start
+    def draw(numbers: range, draw_deadline: Deadline) -> list[PathsOrError]:
+        def sample_series(series: list[Series], series_model: DeployedModel) -> list[PathsOrError]:
+            sample = partial(
+                series_model.predictor.sample_batch,
+                horizon=options.horizon,
+                paths=len(numbers),
+                seed=options.seed,
+                first_path=numbers.start,
+            )
+            extra_steps = options.horizon * len(numbers)
+            return _compute_in_batches(
+                sample, series, extra_steps=extra_steps, max_steps=_BATCH_STEPS, deadline=draw_deadline
             )
 
-        return _compute_in_batches(
-            sample_batch,
-            series,
-            extra_steps=options.horizon * len(numbers),
-            max_steps=_BATCH_STEPS,
-            deadline=draw_deadline,
-        )
+        return _compute_by_grid(parsed, model, sample_series)
 
-    return sample_in_batches(
-        draw, samples=options.samples, steps=options.horizon * max(1, len(series)), deadline=deadline
-    )
+    steps = options.horizon * max(1, len(parsed))
+    return sample_in_batches(draw, samples=options.samples, steps=steps, deadline=deadline)
 
 
 def _compute_in_batches(

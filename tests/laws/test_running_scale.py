@@ -13,7 +13,7 @@ from forecaster.bundle import artifact
 from forecaster.data.windows import Example, Window
 from forecaster.engines.kernel import build_kernel_engine
 from forecaster.errors import BadSpec
-from forecaster.model import running
+from forecaster.model import running, running_sizes
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import encode_inputs, roll_out, run_over_window, start_rollout, warm_up
 from forecaster.prediction.predictor import FittedModel, Predictor
@@ -169,18 +169,24 @@ def test_statistics_and_scale_equal_their_definitions() -> None:
     padded = torch.from_numpy(np.append(np.zeros(lookback), values))[None].float()
     started = torch.ones(1, 20, dtype=torch.bool)
     statistics = running.update_statistics(
-        torch.zeros(1, running.NUM_STATISTICS, dtype=torch.float64), padded, started, ~started, season=season
+        torch.zeros(1, running_sizes.NUM_STATISTICS, dtype=torch.float64), padded, started, ~started, season=season
     )
     for end in range(1, 21):
         seen = values[:end]
+        seasonal_changes = seen[season:] - seen[:-season] if end > season else np.zeros(0)
         expected = [
             end,
             np.abs(np.diff(seen)).sum(),
-            np.abs(seen[season:] - seen[:-season]).sum() if end > season else 0.0,
+            np.abs(seasonal_changes).sum(),
             seen[:season].sum(),
             min(seen.min(), 0.0),
             max(seen.max(), 0.0),
             0.0,
+            (np.diff(seen) ** 2).sum(),
+            (np.diff(seen)[1:] * np.diff(seen)[:-1]).sum(),
+            (seasonal_changes**2).sum(),
+            (seasonal_changes[1:] * seasonal_changes[:-1]).sum(),
+            ((seen[4 * season :] - seen[: -4 * season]) ** 2).sum() if end > 4 * season else 0.0,
         ]
         np.testing.assert_allclose(statistics[0, end - 1].numpy(), expected, atol=1e-6)
         scale = running.measure_running_scale(padded[:, end : end + lookback], statistics[:, end - 1], season=season)
@@ -196,12 +202,12 @@ def test_simple_forecasts_equal_their_definitions() -> None:
     padded = torch.from_numpy(np.append(np.zeros(lookback), y))[None].float()
     started = torch.ones(1, 40, dtype=torch.bool)
     statistics = running.update_statistics(
-        torch.zeros(1, running.NUM_STATISTICS, dtype=torch.float64), padded, started, ~started, season=season
+        torch.zeros(1, running_sizes.NUM_STATISTICS, dtype=torch.float64), padded, started, ~started, season=season
     )[:, -1]
     recent = padded[:, -lookback:]
     level, unit = (float(part) for part in running.measure_running_scale(recent, statistics, season=season))
     view = running.view_past(recent, statistics, season=season, block=block)
-    assert view.features.shape == (1, running.num_features(block=block))
+    assert view.features.shape == (1, running_sizes.num_features(block=block))
     forecasts = level + unit * view.forecasts[0].numpy()
     np.testing.assert_allclose(forecasts[:, 0], [y[-4 + step % 4] for step in range(6)], rtol=1e-4)
     levels = np.array([y[end - 4 : end].mean() for end in range(4, 41)])  # of the season that ends there
@@ -260,7 +266,7 @@ def test_members_are_trained_in_parallel_and_improve() -> None:
         ({"scaling": "running", "transform": "log"}, "the running scale has no log transform"),
         ({"scaling": "running", "head": {"kind": "categorical"}}, "takes no head with a fixed support"),
         ({"scaling": "running", "training": {"unroll": 2}}, "is not unrolled"),
-        ({"training": {"origins": 2}}, "for a direct decoder; found 2 with decoder rollout"),
+        ({"training": {"origins": 2}}, "for a direct or block decoder; found 2 with decoder rollout"),
         ({"decoder": "direct", "training": {"origins": 17}}, "at most one origin per segment of the context"),
     ],
 )

@@ -19,13 +19,22 @@ SPECS: dict[str, dict[str, Any]] = {
     "gaussian": {"head": {"kind": "gaussian"}},  # the kernel forecasts, the ONNX model draws samples
     "members": {"members": 2},
     "whole_history": {"reads": "history", "context": 8},
+    "running": {
+        "scaling": "running",
+        "features": "seasonal",
+        "base": "mixture",
+        "decoder": "block",
+        "block_steps": 4,
+        "head": {"kind": "quantile"},
+    },  # in the kernel or in numpy, samples too
     "neg_binomial": {"head": {"kind": "neg_binomial"}, "scaling": "none"},  # only PyTorch draws samples
 }
 
 
 def write_bundles(folder: Path) -> None:
-    """Writes one bundle for each of SPECS, and expected.json with the forecasts of PyTorch."""
+    """Writes one bundle for each of SPECS, and expected.json with the forecasts of PyTorch, also of the pretrained network."""
     from forecaster.bundle import artifact
+    from forecaster.bundle.pretrained.base import specialize_base
     from forecaster.prediction.engine_choice import build_pytorch_engine
     from forecaster.prediction.predictor import Predictor
     from tests.factories import make_fitted_model, make_network, make_series, make_spec, make_wave
@@ -38,9 +47,12 @@ def write_bundles(folder: Path) -> None:
         artifact.save_bundle(fitted_model, folder / name, card=f"# {name}")
         predictor = Predictor(fitted_model, engine=build_pytorch_engine(fitted_model, device="cpu"))
         expected[name] = {"mean": predictor.forecast(series, HORIZON).mean.tolist()}
-        if name == "gaussian":
+        if name in ("gaussian", "running"):
             expected[name]["samples"] = predictor.sample_batch([series], HORIZON, paths=PATHS, seed=1)[0].tolist()
-    (folder / "expected.json").write_text(json.dumps({"y": series.y.tolist(), "models": expected}))
+    base = specialize_base("h", horizon=HORIZON).to_fitted_model()
+    pretrained = Predictor(base, engine=build_pytorch_engine(base, device="cpu")).forecast(series, HORIZON)
+    content = {"y": series.y.tolist(), "models": expected, "pretrained": pretrained.mean.tolist()}
+    (folder / "expected.json").write_text(json.dumps(content))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,9 @@ def main(folder: Path, *, with_kernel: bool) -> dict[str, Any]:
         result["kept_steps"] = len(predictor.truncate_history(series).y)
         verify_bundle(folder / name)
         models[name] = result
+    from forecaster.bundle.pretrained.base import base_predictor
+
+    pretrained = base_predictor("h", horizon=HORIZON).forecast(series, HORIZON).mean.tolist()
     return {
         "version": forecaster.__version__,
         "package": forecaster.__file__,
@@ -69,6 +72,7 @@ def main(folder: Path, *, with_kernel: bool) -> dict[str, Any]:
         "torch": any(name.partition(".")[0] == "torch" and module for name, module in sys.modules.items()),
         "warnings": warnings,
         "models": models,
+        "pretrained": pretrained,
     }
 
 

@@ -63,11 +63,22 @@ def test_forecasts_and_samples_are_those_of_pytorch(
     assert models.keys() == expected.keys()
     for name, result in expected.items():
         np.testing.assert_allclose(models[name]["mean"], result["mean"], rtol=1e-4, err_msg=name)
-    np.testing.assert_allclose(models["gaussian"]["samples"], expected["gaussian"]["samples"], rtol=1e-4)
+    for name in ("gaussian", "running"):
+        np.testing.assert_allclose(models[name]["samples"], expected[name]["samples"], rtol=1e-4, err_msg=name)
+
+
+def test_the_pretrained_network_forecasts_as_in_pytorch(
+    with_kernel: Result, without_kernel: Result, bundles: Path
+) -> None:
+    expected = json.loads((bundles / "expected.json").read_text())["pretrained"]
+    for result in (with_kernel, without_kernel):
+        np.testing.assert_allclose(result["pretrained"], expected, rtol=1e-5)
 
 
 def test_without_the_kernel_onnxruntime_forecasts_after_one_warning(without_kernel: Result) -> None:
-    assert {model["engine"] for model in without_kernel["models"].values()} == {"OnnxEngine"}
+    engines = {name: model["engine"] for name, model in without_kernel["models"].items()}
+    assert engines.pop("running") == "RunningEngine"
+    assert set(engines.values()) == {"OnnxEngine"}
     [warning] = without_kernel["warnings"]
     assert "kernel is not installed" in warning
 

@@ -180,7 +180,8 @@ class OnnxNetwork:
 
 def build_onnx_network(builder: GraphBuilder, model: Regressor) -> OnnxNetwork:
     """Adds the weights of a network to a graph."""
-    assert not model.is_running, "a network with a running scale has no graph"
+    is_supported = not model.is_running and model.decoder_kind != "block" and model.embedding is None
+    assert is_supported, "forecaster.engines.onnx.support names the networks that have a graph"
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     hidden, segment = model.recurrent.hidden_size, model.segment
     tables = [weights[f"groups.{index}.weight"].copy() for index in range(len(model.groups))]

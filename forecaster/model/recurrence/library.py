@@ -18,11 +18,11 @@ from forecaster.spec import DIVERGENCE_FACTOR
 logger = logging.getLogger(__name__)
 
 CELL_CODES = {"gru": 0, "lstm": 1, "elman": 2}
-LIBRARY_VERSION = 2  # version of the interface of steps.c
+LIBRARY_VERSION = 3  # version of the interface of steps.c
 # The kernel does not use Python's headers, so one file serves all versions of Python; earlier builds had the suffix of one.
 _LIBRARY_SUFFIXES = (".abi3.so", *(suffix for suffix in EXTENSION_SUFFIXES if suffix != ".abi3.so"))
-_BAND_BYTES = 256_000  # memory of the rows that step together; with the weights, they fit into the L2 cache
-_TILE_ROWS = 6  # rows of the kernel's tiles
+BAND_BYTES = 256_000  # memory of the rows that step together; with the weights, they fit into the L2 cache
+TILE_ROWS = 6  # rows of the kernel's tiles
 _PARALLEL_THRESHOLD = 1_000_000  # multiplications below which a second thread does not pay off
 
 LAYER_SIZES = ("kind", "members", "rows", "steps", "features", "hidden", "padded", "pieces", "few")
@@ -32,8 +32,21 @@ LAYER_ARRAYS = (
     *("d_outputs", "d_hidden_after", "d_cell_after", "d_inputs", "d_hidden_before", "d_cell_before"),
     *("d_input_weights", "d_recurrent_weights", "d_bias"),
 )
-ROLLOUT_SIZES = ("kind", "layers", "rows", "steps", "blocks", "segment", "hidden", "padded", "places", "every")
-ROLLOUT_ARRAYS = ("packed", "output", "values", "states", "cells", "bound", "told")
+ROLLOUT_SIZES = (
+    "kind",
+    "layers",
+    "rows",
+    "steps",
+    "blocks",
+    "segment",
+    "hidden",
+    "padded",
+    "places",
+    "every",
+    "features",
+    "residual",
+)
+ROLLOUT_ARRAYS = ("packed", "output", "values", "states", "cells", "bound", "told", "inputs", "started", "outputs")
 LAYER_WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")  # of a layer, as named in the bundle
 
 
@@ -76,6 +89,8 @@ def load_library() -> ctypes.CDLL | None:
     library.roll.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
     library.size_of_packed.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 2]
     library.pack.restype, library.pack.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    library.apply_dense.restype, library.apply_dense.argtypes = None, [ctypes.c_void_p, ctypes.c_int64]
+    library.view_past.restype, library.view_past.argtypes = ctypes.c_int64, [ctypes.c_void_p, ctypes.c_int64]
     return library
 
 
@@ -88,7 +103,7 @@ def find_openmp() -> int | None:
         return None  # another runtime: run on one thread
 
 
-class _RolloutStruct(ctypes.Structure):
+class RolloutStruct(ctypes.Structure):
     """Mirrors `struct rollout` of steps.c."""
 
     _fields_ = [
@@ -96,6 +111,34 @@ class _RolloutStruct(ctypes.Structure):
         ("runaway", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ROLLOUT_ARRAYS),
     ]
+
+
+def pack_layers(
+    struct: RolloutStruct, weights: Mapping[str, Float[np.ndarray, "..."]], *, lanes: int
+) -> Float[np.ndarray, "_"]:
+    """Returns the weights of a stack of layers, packed for the kernel.
+
+    Args:
+        struct: The sizes of the stack.
+        weights: Weights by their names in the bundle.
+        lanes: Floats per vector on this machine.
+    """
+    library = load_library()
+    assert library is not None, "the kernel is not compiled"
+    sizes = [library.size_of_packed(ctypes.byref(struct), layer, lanes) for layer in range(struct.layers)]
+    packed = np.empty(sum(sizes), dtype=np.float32)
+    for index in range(struct.layers):
+        names = zip(("input_weights", "recurrent_weights", "input_bias", "recurrent_bias"), LAYER_WEIGHTS, strict=True)
+        layer_weights = {field: _as_float32(weights[f"recurrent.layers.{index}.{name}"]) for field, name in names}
+        layer = LayerStruct(
+            kind=struct.kind,
+            features=layer_weights["input_weights"].shape[1],
+            hidden=struct.hidden,
+            padded=struct.padded,
+            **{name: array.ctypes.data for name, array in layer_weights.items()},
+        )
+        library.pack(ctypes.byref(layer), packed.ctypes.data + 4 * sum(sizes[:index]), lanes)
+    return packed
 
 
 class NetworkShape(NamedTuple):
@@ -141,9 +184,11 @@ class PackedNetwork:
             "segment": shape.segment,
             "hidden": shape.hidden_size,
             "padded": self._padded,
+            "features": 2 * shape.segment,
+            "residual": shape.layers,
             "runaway": DIVERGENCE_FACTOR,
         }
-        self._packed = self._pack_layers(weights)
+        self._packed = pack_layers(RolloutStruct(**self._sizes), weights, lanes=lanes)
         self._packed_output = self._pack_output(weights)
         states = 2 * (2 * shape.segment + shape.hidden_size * (shape.layers - 1)) + 3 * shape.layers * self._padded
         self._row_bytes = 4 * states
@@ -179,39 +224,18 @@ class PackedNetwork:
         steps, blocks = (0 if array is None else array.shape[1] // segment for array in (values, forecast))
         if rows * (steps + blocks) * self._packed.size < _PARALLEL_THRESHOLD:
             threads = 1
-        rows_per_band = min(-(-rows // threads), max(_TILE_ROWS, _BAND_BYTES // self._row_bytes))
-        struct = _RolloutStruct(**self._sizes, rows=rows, steps=steps, blocks=blocks, places=origins, every=stride)
+        rows_per_band = min(-(-rows // threads), max(TILE_ROWS, BAND_BYTES // self._row_bytes))
+        struct = RolloutStruct(**self._sizes, rows=rows, steps=steps, blocks=blocks, places=origins, every=stride)
         arrays = (self._packed, self._packed_output, values, states, cells, bound, forecast)
-        for name, array in zip(ROLLOUT_ARRAYS, arrays, strict=True):
+        for name, array in zip(ROLLOUT_ARRAYS[: len(arrays)], arrays, strict=True):
             if array is not None:
                 assert array.flags.c_contiguous, "the kernel needs C-contiguous arrays"
                 setattr(struct, name, array.ctypes.data)
         parallel = find_openmp() if threads > 1 else None
         if self._library.roll(
-            ctypes.byref(struct), -(-rows_per_band // _TILE_ROWS) * _TILE_ROWS, self._lanes, threads, parallel
+            ctypes.byref(struct), -(-rows_per_band // TILE_ROWS) * TILE_ROWS, self._lanes, threads, parallel
         ):
             raise MemoryError(f"Expected memory for {rows} rows; there is none left. Send fewer rows at once.")
-
-    def _pack_layers(self, weights: Mapping[str, np.ndarray]) -> Float[np.ndarray, "_"]:
-        sizes = _RolloutStruct(**self._sizes)
-        packed_sizes = [
-            self._library.size_of_packed(ctypes.byref(sizes), layer, self._lanes) for layer in range(self.shape.layers)
-        ]
-        packed = np.empty(sum(packed_sizes), dtype=np.float32)
-        for index in range(self.shape.layers):
-            names = zip(
-                ("input_weights", "recurrent_weights", "input_bias", "recurrent_bias"), LAYER_WEIGHTS, strict=True
-            )
-            layer_weights = {field: _as_float32(weights[f"recurrent.layers.{index}.{name}"]) for field, name in names}
-            struct = LayerStruct(
-                kind=CELL_CODES[self.shape.cell],
-                features=layer_weights["input_weights"].shape[1],
-                hidden=self.shape.hidden_size,
-                padded=self._padded,
-                **{name: array.ctypes.data for name, array in layer_weights.items()},
-            )
-            self._library.pack(ctypes.byref(struct), packed.ctypes.data + 4 * sum(packed_sizes[:index]), self._lanes)
-        return packed
 
     def _pack_output(self, weights: Mapping[str, np.ndarray]) -> Float[np.ndarray, "_"]:
         """Packs the output layer: the weights of each time step, one after the other, followed by their biases."""

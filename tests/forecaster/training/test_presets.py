@@ -155,7 +155,7 @@ def test_a_season_changes_the_errors_and_not_the_preset() -> None:
 
 
 def test_the_best_candidate_on_the_validation_windows_is_selected_without_later_data() -> None:
-    panel = make_panel(*(make_wave(90, seed=n) for n in range(3)))
+    panel = make_panel(*(make_wave(90, seed=n) for n in range(12)))
     training = {"steps": 30, "epoch_steps": 10, "batch": 16, "learning_rate": 0.02, "valid_windows": 1}
     good = make_spec(training=training, scaling="standard", base="seasonal_naive", season=24)
     bad = make_spec(training=training | {"learning_rate": 1e-9}, scaling="none", base="linear", season=24)

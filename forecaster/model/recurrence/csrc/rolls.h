@@ -1,10 +1,9 @@
-// Rollout of a stack of layers: over observed values, then over its own forecasts. Included after steps.h, once per vector width;
-// undefines the macros of tiles.h at its end.
+// Rollout of a stack of layers: over observed values, then over its own forecasts. Included after steps.h, once per vector width.
 
 // Working memory of one band of rows. In a row, the input of each layer is directly followed by the layer's state.
 struct NAME(band) {
     const struct rollout *o;
-    int64_t gates, sums, at[MOST_LAYERS + 1], wide; // offset of each layer in a row; floats per row
+    int64_t at[MOST_LAYERS + 1], wide; // offset of each layer in a row; floats per row
     int64_t panels[MOST_LAYERS];                    // offset of each layer's weights
     float *here, *there;                            // rows before and after a step
     float *cells;                                   // row, layer, unit
@@ -15,7 +14,7 @@ struct NAME(band) {
     uint8_t began[ALONE];                           // `begun` at each of these steps
 };
 
-FUNCTION int64_t NAME(features)(const struct rollout *o, int64_t layer) { return layer ? o->hidden : 2 * o->segment; }
+FUNCTION int64_t NAME(features)(const struct rollout *o, int64_t layer) { return layer ? o->hidden : o->features; }
 
 // Returns the floats of a layer's biases and weights in the order in which tiles read them.
 FUNCTION int64_t NAME(packed)(const struct rollout *o, int64_t layer) {
@@ -32,16 +31,17 @@ FUNCTION void NAME(pack)(const struct layer *l, float *packed) {
     NAME(interleave)(&way);
 }
 
-// Updates one unit block of a row from its preactivations: its state, and the input of the layer above, if there is one.
+// Updates one unit block of a row from its preactivations: its state, and the input of the layer above, if there is one. A
+// residual layer adds its own input `added` there.
 FUNCTION __attribute__((always_inline)) void NAME(take)(int64_t kind, int begun, vector *sums, const float *before, float *after,
-                                                        float *cell, float *above, int64_t n) {
+                                                        float *cell, float *above, int64_t n, const float *added) {
     vector h = AT(before), c = AT(cell);
     if (begun) {
         h = NAME(update)(kind, sums, h, &c);
         AT(cell) = c;
     }
     AT(after) = h;
-    if (above) NAME(store)(above, h, n);
+    if (above) NAME(store)(above, added ? h + NAME(load)(added, n) : h, n);
 }
 
 // One step of one layer. Every sum adds its products in the same order, whatever rows are computed with it.
@@ -53,10 +53,11 @@ FUNCTION __attribute__((always_inline)) void NAME(step_kind)(const struct NAME(b
     const float *bias = o->packed + b->panels[layer], *panels = bias + sums_ * P, *inputs = b->here + b->at[layer];
     const int64_t panel = (X + H) * gates * LANES; // floats per unit block
     float *before = b->here + b->at[layer] + X, *after = b->there + b->at[layer] + X, *cells = b->cells + layer * P;
-    float *above = layer + 1 < o->layers ? b->here + b->at[layer + 1] : NULL;
+    float *above = layer + 1 < o->layers || o->outputs ? b->here + b->at[layer + 1] : NULL;
+    const float *added = layer < o->residual ? NULL : inputs;
 #define TAKE(r, u, s)                                                                                                  \
     NAME(take)(kind, b->begun[r], s, before + (r) * wide + (u), after + (r) * wide + (u), cells + (r) * o->layers * P + (u), \
-               above ? above + (r) * wide + (u) : NULL, H - (u))
+               above ? above + (r) * wide + (u) : NULL, H - (u), added ? added + (r) * wide + (u) : NULL)
     for (int64_t unit = 0, many; unit < P; unit += many * LANES) {
         // A single row sums several vectors at once: its sums would otherwise wait for each other.
         many = rows == 1 && P - unit >= BESIDE * LANES ? BESIDE : 1;
@@ -121,8 +122,11 @@ FUNCTION __attribute__((always_inline)) void NAME(run_kind)(const struct NAME(ba
                     sums[4 * i + s] = AT(b->sums_of_inputs + (t * P + unit + i * LANES) * 4 + s * LANES);
             if (many > 1) NAME(row)(gates, sums, before, weights, panel, H);
             else NAME(some_rows)(1, gates, sums, before, 0, weights, H);
-            for (int64_t i = 0, u = unit; i < many; i++, u += LANES)
-                NAME(take)(kind, b->began[t], sums + 4 * i, before + u, after + u, cells + u, b->said + t * b->widest + u, P);
+            for (int64_t i = 0, u = unit; i < many; i++, u += LANES) {
+                float *said = b->said + t * b->widest + u;
+                NAME(take)(kind, b->began[t], sums + 4 * i, before + u, after + u, cells + u, said, P - u,
+                           layer < o->residual ? NULL : said);
+            }
         }
         float *swap = before;
         before = after;
@@ -142,6 +146,16 @@ FUNCTION void NAME(step_all)(struct NAME(band) *b, int64_t rows) {
     float *swap = b->here;
     b->here = b->there;
     b->there = swap;
+}
+
+// All layers take several steps of a single row.
+FUNCTION void NAME(run_all)(const struct NAME(band) *b, int64_t steps) {
+    for (int64_t layer = 0; layer < b->o->layers; layer++)
+        switch (b->o->kind) {
+        case LSTM: NAME(run_kind)(b, LSTM, layer, steps); break;
+        case GRU: NAME(run_kind)(b, GRU, layer, steps); break;
+        default: NAME(run_kind)(b, ELMAN, layer, steps);
+        }
 }
 
 // Copies the states of a band to or from `hidden` and `cell`, whose rows are `apart` rows apart.
@@ -208,12 +222,7 @@ FUNCTION void NAME(read_alone)(struct NAME(band) *b, int64_t base) {
             NAME(lay)(b, base, 0, t + i, b->said + i * b->widest);
             b->began[i] = b->begun[0];
         }
-        for (int64_t layer = 0; layer < o->layers; layer++)
-            switch (o->kind) {
-            case LSTM: NAME(run_kind)(b, LSTM, layer, steps); break;
-            case GRU: NAME(run_kind)(b, GRU, layer, steps); break;
-            default: NAME(run_kind)(b, ELMAN, layer, steps);
-            }
+        NAME(run_all)(b, steps);
     }
 }
 
@@ -242,33 +251,42 @@ FUNCTION void NAME(say)(struct NAME(band) *b, int64_t base, int64_t rows) {
     }
 }
 
-// Runs the whole rollout of rows `first` to `last`.
-FUNCTION int NAME(go)(const struct rollout *o, int64_t first, int64_t last) {
-    const int64_t P = o->padded, rows = last - first;
-    struct layer l = {.kind = o->kind};
-    struct NAME(band) b = {.o = o, .gates = gates_of(&l), .sums = sums_of(&l)};
+// Takes working memory for `rows` rows, for ALONE steps of a single one if `alone`; returns it, or NULL if there is none.
+FUNCTION float *NAME(take_band_room)(struct NAME(band) *b, const struct rollout *o, int64_t rows, int alone) {
+    const int64_t P = o->padded;
     int64_t panels = 0, wide = 0;
     for (int64_t layer = 0; layer < o->layers; layer++) {
-        b.at[layer] = wide, b.panels[layer] = panels;
+        b->at[layer] = wide, b->panels[layer] = panels;
         wide += NAME(features)(o, layer) + P;
         panels += NAME(packed)(o, layer);
     }
-    b.wide = NAME(padded)(wide) + LANES; // avoids powers of two, for which the rows of a tile would collide in the cache
-    int64_t floats = rows * (2 * b.wide + o->layers * P + LANES);
-    const int alone = rows == 1 && o->layers > 1 && o->steps && !o->places;
-    b.widest = NAME(padded)(2 * o->segment > P ? 2 * o->segment : P);
-    if (alone) floats += ALONE * (b.widest + 4 * P);
+    b->at[o->layers] = wide; // a stack returns the output of its highest layer
+    b->wide = NAME(padded)(wide + (o->outputs ? P : 0)) + LANES; // avoids powers of two, for which the rows of a tile would
+                                                                 // collide in the cache
+    int64_t floats = rows * (2 * b->wide + o->layers * P + LANES);
+    b->widest = NAME(padded)(o->features > P ? o->features : P);
+    if (alone) floats += ALONE * (b->widest + 4 * P);
     float *room = take(floats * sizeof(float) + 2 * rows + 64);
-    if (!room) return 0;
+    if (!room) return NULL;
     memset(room, 0, floats * sizeof(float) + 2 * rows);
-    b.here = room;
-    b.there = b.here + rows * b.wide;
-    b.cells = b.there + rows * b.wide;
-    b.bound = b.cells + rows * o->layers * P;
-    b.said = b.bound + rows * LANES;
-    b.sums_of_inputs = b.said + ALONE * b.widest;
-    b.begun = (uint8_t *)(room + floats);
-    b.gone = b.begun + rows;
+    b->here = room;
+    b->there = b->here + rows * b->wide;
+    b->cells = b->there + rows * b->wide;
+    b->bound = b->cells + rows * o->layers * P;
+    b->said = b->bound + rows * LANES;
+    b->sums_of_inputs = b->said + ALONE * b->widest;
+    b->begun = (uint8_t *)(room + floats);
+    b->gone = b->begun + rows;
+    return room;
+}
+
+// Runs the whole rollout of rows `first` to `last`.
+FUNCTION int NAME(go)(const struct rollout *o, int64_t first, int64_t last) {
+    const int64_t rows = last - first;
+    struct NAME(band) b = {.o = o};
+    const int alone = rows == 1 && o->layers > 1 && o->steps && !o->places;
+    float *room = NAME(take_band_room)(&b, o, rows, alone);
+    if (!room) return 0;
     for (int64_t r = 0; r < rows; r++) b.bound[r] = o->steps ? (float)o->runaway : o->bound[first + r];
     if (!o->steps) {
         const int64_t start = first * o->layers * o->hidden;
@@ -280,19 +298,3 @@ FUNCTION int NAME(go)(const struct rollout *o, int64_t first, int64_t last) {
     free(room);
     return 1;
 }
-
-#undef vector
-#undef AT
-#undef ALL
-#undef UNROLL
-#undef PANEL
-#undef LANES
-#undef TALL
-#undef BESIDE
-#undef FUNCTION
-#undef NAME
-#undef LEAST
-#undef MOST
-#undef FIRST
-#undef PART_LOAD
-#undef PART_STORE
