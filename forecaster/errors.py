@@ -18,6 +18,7 @@
     │   ├── GridTooLarge           too many steps between the first and the last timestamp
     │   ├── FrequencyUnknown       the frequency is neither declared nor unambiguous
     │   ├── FrequencyMismatch      the frequency of the data differs from the model's
+    │   ├── SeasonMismatch         the season of the data differs from the model's
     │   ├── HistoryTooShort        the history has fewer steps than required
     │   ├── LevelOutOfRange        a quantile level is invalid, or the model is not calibrated
     │   ├── HorizonOutOfRange      the horizon is below one, or above the limit
@@ -138,6 +139,9 @@ class FrequencyUnknown(InputError): ...
 
 
 class FrequencyMismatch(InputError): ...
+
+
+class SeasonMismatch(InputError): ...
 
 
 class HistoryTooShort(InputError): ...

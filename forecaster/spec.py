@@ -29,12 +29,14 @@ DecoderKind = Literal["rollout", "direct", "block"]
 LearningRateSchedule = Literal["constant", "cosine"]
 LossWeighting = Literal["none", "seasonal_error"]
 InputMode = Literal["window", "history"]
+InitialWeights = Literal["random", "base"]
 StatisticalModel = Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"]
 SpecName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 MAX_STEPS = 100_000  # of a context or a horizon
 StepCount = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 RUNNING_LAGS = 24  # latest values that the features of the running scale contain
 RUNNING_CYCLES = 5  # seasons that a running seasonal index averages
+LONG_CYCLES = 3  # long seasons that are averaged
 DIVERGENCE_FACTOR = 1e4  # a forecast beyond this multiple of the history's largest scaled value has diverged
 
 
@@ -141,7 +143,12 @@ class HeadSpec(_FrozenModel):
 class TrainingSpec(_FrozenModel):
     """How the network is trained. An epoch is `epoch_steps` optimizer steps, not a pass over the data."""
 
-    steps: int = Field(default=1000, ge=1, description="maximum number of optimizer steps")
+    initial: InitialWeights = Field(
+        default="random", description="weights that training starts from; base: those of the pretrained network"
+    )
+    steps: int = Field(
+        default=1000, ge=0, description="maximum number of optimizer steps; 0: the initial weights are used as they are"
+    )
     epoch_steps: int = Field(default=50, ge=1, description="steps between validations (and checkpoints)")
     batch: int = Field(default=64, ge=1, description="windows per optimizer step")
     learning_rate: float = Field(default=1e-3, gt=0.0)
@@ -344,6 +351,14 @@ class Spec(_FrozenModel):
                 f"training.origins: expected at most one origin per segment of the context, for a direct or block decoder; found "
                 f"{self.training.origins} with decoder {self.decoder}. Leave origins out, or choose block and a longer context"
             )
+        if not self.training.steps and self.training.initial == "random":
+            raise ValueError(
+                "training.steps: random weights need training; found 0 steps. Choose at least 1 step, or initial base"
+            )
+        if self.training.initial == "base" and self.members > 1 and not self.training.steps:
+            raise ValueError(
+                f"members: without training all members have the same weights; found {self.members}. Choose 1 member"
+            )
         if self.training.refit and not self.training.valid_windows:
             raise ValueError(
                 "training.refit: there are no held-out steps to add; found valid_windows 0. Leave refit out, or hold a window out"
@@ -373,8 +388,11 @@ class Spec(_FrozenModel):
         exclude: dict[str, Any] = {
             name: True for name in newer if getattr(self, name) == type(self).model_fields[name].default
         }
-        if self.training.origins == 1:
-            exclude["training"] = {"origins": True}
+        exclude["training"] = {
+            name: True
+            for name in ("origins", "initial")
+            if getattr(self.training, name) == type(self.training).model_fields[name].default
+        }
         if not self.network.embed:
             exclude["network"] = {"embed": True}
         return self.model_dump_json(exclude=exclude)
@@ -383,6 +401,7 @@ class Spec(_FrozenModel):
         self,
         *,
         horizon: int | None = None,
+        season: int | None = None,
         members: int | None = None,
         blend: Sequence[str] = (),
         seed: int | None = None,
@@ -391,6 +410,7 @@ class Spec(_FrozenModel):
         """Returns the specification with other values of the fields that are given; raises BadSpec."""
         fields = self.model_dump()
         fields["horizon"] = horizon or self.horizon
+        fields["season"] = season or self.season
         fields["members"] = members or self.members
         fields["blend"] = list(blend or self.blend)
         fields["training"]["seed"] = self.training.seed if seed is None else seed
@@ -411,7 +431,7 @@ class Spec(_FrozenModel):
 
 def running_lookback(season: int, long_season: int | None = None) -> int:
     """Returns the number of latest values that the features and simple forecasts of the running scale read."""
-    return max(RUNNING_LAGS + 1, (RUNNING_CYCLES + 1) * season, (long_season or 0) + season)
+    return max(RUNNING_LAGS + 1, (RUNNING_CYCLES + 1) * season, LONG_CYCLES * (long_season or 0) + season)
 
 
 class Layout(NamedTuple):

@@ -13,19 +13,21 @@ import numpy as np
 import pandas as pd
 
 from forecaster.bundle import artifact
+from forecaster.bundle.pretrained.base import BASE_FOLDER, specialize_to_panel
 from forecaster.errors import LevelOutOfRange
 from forecaster.evaluation.backtest import Backtest, explain_missing_forecasts
 from forecaster.evaluation.backtest import backtest as run_backtest
-from forecaster.evaluation.baselines import SEASONAL_NAIVE, ForecastFunction, seasonal_naive, statistical_baseline
+from forecaster.evaluation.baselines import ForecastFunction, build_baselines, statistical_baseline
 from forecaster.evaluation.calibration import add_quantiles
 from forecaster.evaluation.scores import SCORED_LEVELS, group_series, overall_scores, score_table
 from forecaster.evaluation.significance import SignificanceResult, compare_forecasters
 from forecaster.frequency.timestamps import is_earlier
 from forecaster.prediction.predictor import FittedModel, Predictor
+from forecaster.prediction.validation import has_quantiles
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.statistical.blend import format_blend_weights
-from forecaster.statistical.models import MAX_ETS_SEASON
+from forecaster.statistical.models import MAX_ETS_SEASON, require_model_package
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.tracking import backtests
@@ -43,6 +45,17 @@ class LoadedBundle(NamedTuple):
     bundle: Path
     model: FittedModel
 
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether this is the pretrained network that ships with the package."""
+        return self.bundle == BASE_FOLDER
+
+    def specialize(self, panel: Panel, *, horizon: int | None, season: int | None) -> LoadedBundle:
+        """Returns the pretrained network for the data of a panel; other models as they are."""
+        if not self.is_pretrained:
+            return self
+        return self._replace(model=specialize_to_panel(panel, horizon=horizon, season=season).to_fitted_model())
+
 
 class BacktestReport(NamedTuple):
     """The result of a backtest.
@@ -54,6 +67,7 @@ class BacktestReport(NamedTuple):
         scores: The table of `score_table`.
         comparisons: For each other forecaster, how its errors differ from the model's.
         messages: Warnings for the user, one line each.
+        season: Steps of the season by which errors are scaled.
         dash_reasons: Why scores in the table are missing, one line each.
     """
 
@@ -63,6 +77,7 @@ class BacktestReport(NamedTuple):
     scores: pd.DataFrame
     comparisons: Mapping[str, SignificanceResult]
     messages: Sequence[str]
+    season: int
     dash_reasons: Sequence[str] = ()
 
     @property
@@ -79,6 +94,7 @@ def backtest(
     horizon: int | None = None,
     windows: int = 1,
     stride: int | None = None,
+    season: int | None = None,
     levels: Sequence[float] = (),
     group_by: str | None = None,
     n_jobs: int = 1,
@@ -90,11 +106,13 @@ def backtest(
     Args:
         bundles: Models by name; the others are compared with the first, which also sets horizon and season.
         data: Where the panel comes from; the additional columns of all models are read with it.
-        baselines: Statistical baselines; seasonal naive is always included.
+        baselines: Statistical baselines; seasonal naive and the last value are always included.
         horizon: Steps ahead; by default the first model's horizon.
         windows: Rolling origins of each series.
         stride: Steps between the origins; by default one horizon.
         levels: Levels of the quantiles to keep, in addition to those that scores need.
+        season: Steps of the season by which errors are scaled, and of the baselines; by default the first model's. The pretrained
+            network has this season too, by default that of the frequency.
         group_by: A static column; the groups of its values are scored too.
         n_jobs: Processes that fit baselines in parallel.
         progress: Receives the phases: reading, backtest.
@@ -102,23 +120,26 @@ def backtest(
     """
     model_name, model = next((name, loaded.model) for name, loaded in bundles.items())
     _validate_levels(levels, model)
+    for name in baselines:
+        require_model_package(name)
+    panel = read_panel(_add_required_columns(data, list(bundles.values()), group_by), now=now, progress=progress)
+    bundles = {name: loaded.specialize(panel, horizon=horizon, season=season) for name, loaded in bundles.items()}
+    model = bundles[model_name].model
+    season = season or model.season
     forecasters: dict[str, ForecastFunction | Predictor] = {
         name: Predictor(loaded.model) for name, loaded in bundles.items()
     }
-    forecasters[SEASONAL_NAIVE] = seasonal_naive(model.season)
+    forecasters |= build_baselines(season=season)
     for name in dict.fromkeys(baselines):
         on_history = partial(_count_histories, progress, len(forecasters))
-        forecasters[name] = statistical_baseline(name, season=model.season, jobs=n_jobs, progress=on_history)
-    panel = read_panel(
-        _add_required_columns(data, [loaded.model for loaded in bundles.values()], group_by), now=now, progress=progress
-    )
+        forecasters[name] = statistical_baseline(name, season=season, jobs=n_jobs, progress=on_history)
     group_series(panel.series, group_by)  # raises before the work rather than after it
     result = run_backtest(
         panel,
         forecasters,
         horizon=horizon or model.spec.horizon,
         windows=windows,
-        season=model.season,
+        season=season,
         min_history=model.spec.min_steps,
         stride=stride,
         progress=progress,
@@ -127,9 +148,9 @@ def backtest(
     result = add_quantiles(result, models, levels=(*SCORED_LEVELS, *levels))
     comparisons = {name: compare_forecasters(result, model_name, name) for name in forecasters if name != model_name}
     scores = pd.concat([score_table(result, by=group_by), _build_difference_table(comparisons)], ignore_index=True)
-    messages = _collect_messages(panel, result, models, model.season)
+    messages = _collect_messages(panel, result, models, season)
     dash_reasons = tuple(_explain_dashes(result, models, overall_scores(scores)))
-    return BacktestReport(model_name, panel, result, scores, comparisons, messages, dash_reasons)
+    return BacktestReport(model_name, panel, result, scores, comparisons, messages, season, dash_reasons)
 
 
 def _count_histories(progress: Progress, forecasters_before: int, done: int, total: int) -> None:
@@ -192,7 +213,7 @@ def _validate_levels(levels: Sequence[float], model: FittedModel) -> None:
         raise LevelOutOfRange(
             f"Expected levels between 0 and 1; found {invalid[0]}. Write 0.9 for 90 %.", where="levels"
         )
-    if levels and model.calibration is None:
+    if levels and not has_quantiles(model):
         raise LevelOutOfRange(
             f"Expected no levels: {model.spec.name!r} was not calibrated, so it gives point forecasts only. "
             "Train it with valid_windows of 1 or more, or leave the levels out.",
@@ -200,11 +221,14 @@ def _validate_levels(levels: Sequence[float], model: FittedModel) -> None:
         )
 
 
-def _add_required_columns(data: DataSource, models: Sequence[FittedModel], group_by: str | None) -> DataSource:
+def _add_required_columns(data: DataSource, bundles: Sequence[LoadedBundle], group_by: str | None) -> DataSource:
     """Returns the source with the additional columns that any of the models reads, and the column of the groups.
 
     A covariate is read as text if any model has learned it as text.
     """
+    if group_by is None and all(loaded.is_pretrained for loaded in bundles):
+        return data._replace(values_only=True)
+    models = [loaded.model for loaded in bundles]
     sources = [data.for_spec(model.spec) for model in models]
     static = [*(name for source in sources for name in source.static), *([] if group_by is None else [group_by])]
     return data._replace(

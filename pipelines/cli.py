@@ -26,6 +26,7 @@ from pipelines.commands.inspect_model import inspect
 from pipelines.commands.keys import key_app
 from pipelines.commands.monitor import monitor
 from pipelines.commands.package import package
+from pipelines.commands.pretrain import pretrain
 from pipelines.commands.registry import audit, promote, register, rollback
 from pipelines.commands.schedule import schedule_app
 from pipelines.commands.serve import serve
@@ -65,6 +66,7 @@ for command in (
     package,
     serve,
     synthetic,
+    pretrain,
     demo,
 ):
     app.command(command)

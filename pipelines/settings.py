@@ -110,6 +110,7 @@ def build_serving_environment(
     port: int | None,
     keys: Path | None = None,
     root_path: str | None = None,
+    pretrained: bool = False,
 ) -> dict[str, str]:
     """Builds the environment in which `python -m serving` serves the champion of a model from this root.
 
@@ -121,12 +122,17 @@ def build_serving_environment(
         port: Port to listen on; None for the default of the service.
         keys: File with hashes of API keys; None keeps the current environment.
         root_path: Path below which a reverse proxy serves the service; None keeps the current environment.
+        pretrained: Serve the pretrained network instead of a model.
     """
     defaults = {"SLOT": str(root.slot), "REGISTRY": root.store_uri if model else None}
     options = {"MODEL": model, "HOST": host, "PORT": None if port is None else str(port)}
     options["ROOT_PATH"] = root_path
     options["KEYS_FILE"] = None if keys is None else str(keys.expanduser().absolute())
-    return {**_build_variables(defaults), **environ, **_build_variables(options)}
+    options["PRETRAINED"] = "true" if pretrained else None
+    environment = {**_build_variables(defaults), **environ, **_build_variables(options)}
+    if pretrained:  # `serve base` may also be written as the environment variable, which names a registered model
+        environment.pop(f"{SERVING_PREFIX}MODEL", None)
+    return environment
 
 
 def _build_variables(settings: Mapping[str, str | None]) -> dict[str, str]:

@@ -58,11 +58,13 @@ class _QueuedForecast(NamedTuple):
 
 
 def _group_forecasts(queued: Sequence[_QueuedRequest]) -> list[list[_QueuedForecast]]:
-    """Groups the forecasts of several requests by model, adaptive state and horizon; a group is prepared in one call."""
-    groups: dict[tuple[str, AdaptiveState | None, int], list[_QueuedForecast]] = {}
+    """Groups the forecasts of several requests by predictor, adaptive state and horizon; a group is prepared in one call."""
+    groups: dict[tuple[str, int, AdaptiveState | None, int], list[_QueuedForecast]] = {}
     for request in queued:
         for series, forecast in zip(request.series, request.forecasts, strict=True):
-            key = (request.model.release.digest, request.model.adaptive_state, len(forecast.mean))
+            # The id is unique, because the queue holds references to the predictors.
+            model = request.model
+            key = (model.release.digest, id(model.predictor), model.adaptive_state, len(forecast.mean))
             groups.setdefault(key, []).append(_QueuedForecast(request.model, series, forecast, request.made_at))
     return list(groups.values())
 
@@ -121,7 +123,9 @@ class LedgerWriter:
         if model is None or self._url is None:
             return model
         self._model_digest = model.release.digest
-        adaptive_state = self._adaptive_states.get(model.release.digest) if self._settings.adaptive else None
+        # The shifts are those of one calibration, and the pretrained network has none.
+        is_adaptive = self._settings.adaptive and not model.is_pretrained
+        adaptive_state = self._adaptive_states.get(model.release.digest) if is_adaptive else None
         return replace(model, record_forecasts=self.enqueue, adaptive_state=adaptive_state)
 
     def enqueue(

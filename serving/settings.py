@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from forecaster.errors import find_similar_name
 from forecaster.storage.addresses import redact_addresses
@@ -106,6 +106,11 @@ class Settings(BaseModel):
         default=None, description="address of the model registry; if unset, no registry is followed"
     )
     model: str | None = Field(default=None, description="name of the registered model to follow")
+    pretrained: bool = Field(
+        default=False,
+        description="serve the pretrained network that ships with the package, for series of any frequency, instead of a "
+        "registered model",
+    )
     alias: str = Field(default="champion", description="alias of the version to follow")
     poll_s: float = Field(default=5.0, gt=0, description="seconds between requests to the registry")
     follower: bool = Field(
@@ -189,6 +194,13 @@ class Settings(BaseModel):
         default=10, ge=1, description="seconds for requests in progress to finish when the server stops"
     )
 
+    @field_validator("pretrained")
+    @classmethod
+    def _validate_single_model(cls, pretrained: bool, info: ValidationInfo) -> bool:
+        if pretrained and info.data.get("model") is not None:
+            raise ValueError(f"Expected either this setting or {ENV_PREFIX}MODEL, which names a registered model")
+        return pretrained
+
     @property
     def proxy_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """The networks of the reverse proxies."""
@@ -203,13 +215,14 @@ class Settings(BaseModel):
 
     @property
     def shadow_slot(self) -> Path | None:
-        """The folder with the shadow model; None without a shadow alias or a ledger."""
-        return self.slot / "shadow" if self.shadow and self.ledger_url is not None else None
+        """The folder with the shadow model; None without a shadow alias or a ledger, and for the pretrained network."""
+        has_shadow = self.shadow and self.ledger_url is not None and not self.pretrained
+        return self.slot / "shadow" if has_shadow else None
 
     @property
     def follows_registry(self) -> bool:
         """Whether the settings name a registry and a model to follow."""
-        return self.registry is not None and self.model is not None
+        return self.registry is not None and self.model is not None and not self.pretrained
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:

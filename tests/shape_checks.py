@@ -51,6 +51,7 @@ MODULES_WITH_RECORDS = [
     "forecaster.statistical.models",
     "forecaster.synthetic.mixtures",
     "forecaster.synthetic.sampling",
+    "forecaster.synthetic.training_batches",
     "forecaster.training.loss",
 ]
 

@@ -313,3 +313,18 @@ def test_the_image_copies_everything_it_needs() -> None:
         for source in words[1:-1]
     }
     assert included == copied
+
+
+@pytest.mark.integration
+def test_the_wheel_contains_the_pretrained_network_and_stays_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zipfile import ZipFile
+
+    monkeypatch.syspath_prepend(str(ROOT / "requirements"))
+    with ZipFile(import_module("build_wheels").build_pure_wheel(tmp_path)) as wheel:
+        sizes = {entry.filename: entry.file_size for entry in wheel.infolist()}
+    folder = Path("forecaster/bundle/pretrained/base")
+    files = {str(folder / path.name): path.stat().st_size for path in (ROOT / folder).iterdir()}
+    assert {name: size for name, size in sizes.items() if name.startswith(str(folder) + "/")} == files
+    assert sum(files.values()) <= 5_000_000

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from forecaster.api.fitting import LAST_VALUE, ModelOptions, choose_spec, fit_spec, require_training
+from forecaster.api.fitting import ModelOptions, choose_spec, fit_spec, require_training
 from forecaster.api.tables import MODEL_COLUMN, rename_backtest_table, validate_calibration
 from forecaster.data.split import hold_out, rolling_origins
 from forecaster.errors import HistoryTooShort, InputError
@@ -83,7 +83,7 @@ def cross_validate(
 def evaluate_model(
     panel: Panel, predictor: Predictor, *, windows: int | None, stride: int, in_sample: bool
 ) -> tuple[pd.DataFrame, int]:
-    """Returns the scores of a model and of two baselines, and how many windows with training data were left out.
+    """Returns the scores of a model and of the baselines, and how many windows with training data were left out.
 
     The table has one row per forecaster: `forecaster, in_sample, windows, mase, rmsse, smape, mae` and, for a calibrated model,
     `wql, coverage_80, coverage_95`.
@@ -99,7 +99,7 @@ def evaluate_model(
     """
     require_training()
     from forecaster.evaluation.backtest import Backtest, backtest
-    from forecaster.evaluation.baselines import SEASONAL_NAIVE, ForecastFunction, seasonal_naive
+    from forecaster.evaluation.baselines import build_baselines
     from forecaster.evaluation.calibration import add_quantiles
     from forecaster.evaluation.scores import SCORED_LEVELS, overall_scores, score_table
 
@@ -115,14 +115,9 @@ def evaluate_model(
             "rows of their own.",
             where="df",
         )
-    forecasters: dict[str, ForecastFunction | Predictor] = {
-        MODEL_COLUMN: predictor,
-        SEASONAL_NAIVE: seasonal_naive(model.season),
-        LAST_VALUE: seasonal_naive(1),
-    }
     result = backtest(
         panel,
-        forecasters,
+        {MODEL_COLUMN: predictor, **build_baselines(season=model.season)},
         horizon=horizon,
         windows=windows or max(1, available),
         season=model.season,

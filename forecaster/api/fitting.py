@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from forecaster.training.selection import SpecSelection
     from forecaster.training.sequence import TrainedModel
 
-LAST_VALUE = "last_value"
-"""The name of the forecast that repeats the last value, in reports."""
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 _ARGUMENTS = "the combination of arguments"
 
@@ -166,14 +164,12 @@ def fit_spec(
 ) -> TrainedModel:
     """Fits, calibrates and tests a model, beside seasonal naive and the last value."""
     require_training()
-    from forecaster.evaluation.baselines import seasonal_naive
     from forecaster.training.sequence import train_model
 
     return train_model(
         panel,
         spec,
         test_windows=test_windows,
-        reference_forecasters={LAST_VALUE: seasonal_naive(1)},
         facts={"data": data_name},
         accelerator=options.accelerator,
         progress=progress,

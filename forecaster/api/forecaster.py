@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -30,6 +31,7 @@ from forecaster.api.messages import (
     warn_about_forecasts,
     with_argument_names,
 )
+from forecaster.api.pretrained import PretrainedOptions
 from forecaster.api.reading import DataReader, PanelInput
 from forecaster.api.tables import (
     MODEL_COLUMN,
@@ -45,6 +47,7 @@ from forecaster.errors import HorizonOutOfRange, InputError
 from forecaster.frequency.timestamps import format_timestamp
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
+from forecaster.prediction.validation import has_quantiles
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.progress.display import create_display
 from forecaster.series import Panel
@@ -88,6 +91,7 @@ class Forecaster:
         >>> model.predict(level=80)  # unique_id, ds, forecaster, forecaster-lo-80, forecaster-hi-80
         >>> model.cross_validation(df, n_windows=2)  # unique_id, ds, cutoff, y, forecaster
         >>> Forecaster.load(model.save("model")).predict(df)
+        >>> Forecaster.pretrained().predict(df, horizon=12)  # without a fit
     """
 
     @with_argument_names
@@ -131,6 +135,7 @@ class Forecaster:
             accelerator=accelerator,
             columns=ColumnNames(id_col, time_col, target_col),
         )
+        self._pretrained: PretrainedOptions | None = None
         self._predictor: Predictor | None = None
         self._histories: Panel | None = None
         self._style = FrameStyle(self._options.columns)
@@ -155,10 +160,11 @@ class Forecaster:
             )
         require_training()
         options, receiver = self._options, _open_progress(progress)
-        panel, style = DataReader(options).read(df, warn_partial=True)
+        panel, style, _ = DataReader(options).read(df, warn_partial=True)
         spec = choose_spec(panel, options, test_windows=test_windows, progress=receiver).spec
         trained = fit_spec(panel, spec, options, test_windows=test_windows, data_name="data frame", progress=receiver)
         self._predictor, self._histories, self._style = Predictor(trained.model, clock=_read_clock), panel, style
+        self._pretrained = None
         if trained.advice is not None:
             warn_about_forecasts(trained.advice)
         return self
@@ -182,7 +188,8 @@ class Forecaster:
 
         Args:
             df: The histories, also of new series; by default those of the fit.
-            horizon: Steps ahead; by default the model's. It may be longer than that of the fit, and is at most 100,000.
+            horizon: Steps ahead; by default the model's, for the pretrained network the usual one of the frequency. It may be
+                longer than that of the fit, and is at most 100,000.
             X_df: The future of the covariates, after the histories: id, timestamp and one column each.
             level: Prediction intervals in percent: 80 gives `forecaster-lo-80` and `forecaster-hi-80`.
             quantiles: Quantiles between 0 and 1: 0.1 gives `forecaster-q-0.1`.
@@ -195,14 +202,16 @@ class Forecaster:
             LevelOutOfRange: `level` or `quantiles` are out of range, or the model is not calibrated.
             BadSpec: Sample paths of a model without a distribution.
         """
-        predictor, columns = self._get_predictor(), plan_quantile_columns(level, quantiles)
-        steps = self._validate_horizon(horizon)
-        validate_calibration(predictor.fitted_model, columns)
+        model, columns = self.model, plan_quantile_columns(level, quantiles)
+        _validate_horizon(horizon)
+        validate_calibration(model, columns)
         validate_counts(num_samples=num_samples)
-        panel, style = self._read_histories(df, X_df)
+        panel, style, ignored = self._read_histories(df, X_df)
+        predictor = self._get_predictor(panel)
+        steps = int(horizon or predictor.fitted_model.spec.horizon)
         outcomes = predictor.forecast_batch(panel.series, steps, levels=sorted(set(columns.values())))
         forecasts, messages = collect_forecasts(panel, outcomes)
-        self._warnings = messages, style
+        self._warnings = [*((forecast.id, message) for forecast in forecasts for message in ignored), *messages], style
         paths: list[np.ndarray] = []
         if num_samples is not None:
             with_forecast = {forecast.id for forecast in forecasts}
@@ -246,13 +255,17 @@ class Forecaster:
 
         validate_counts(n_windows=n_windows, step_size=step_size)
         columns = plan_quantile_columns(level, quantiles)
-        panel, style = self._read_histories(df)
+        panel, style, _ = self._read_histories(df)
+        options, predictor = self._options, self._predictor
+        if self._pretrained is not None:
+            predictor = self._get_predictor(panel)
+            options = replace(options, horizon=predictor.fitted_model.spec.horizon)
         table = cross_validate(
             panel,
-            self._options,
-            self._predictor,
+            options,
+            predictor,
             windows=n_windows,
-            stride=step_size or self._options.steps_ahead,
+            stride=step_size or options.steps_ahead,
             refit=refit,
             columns=columns,
             progress=_open_progress(progress),
@@ -283,7 +296,7 @@ class Forecaster:
 
         Args:
             df: Histories and later actuals; by default the data of the fit, whose test windows lie after the training cutoff.
-            n_windows: Origins of each series; by default all after the training cutoff.
+            n_windows: Origins of each series; by default all after the training cutoff, of the pretrained network the last four.
             step_size: Steps between origins; by default the horizon.
             in_sample: Whether to score windows with training data too, marked in the column `in_sample`.
         Returns:
@@ -295,10 +308,16 @@ class Forecaster:
         from forecaster.api.cross_validation import evaluate_model
 
         validate_counts(n_windows=n_windows, step_size=step_size)
-        predictor = self._get_predictor()
-        panel, style = self._read_histories(df)
-        stride = step_size or predictor.fitted_model.spec.horizon
-        table, num_left_out = evaluate_model(panel, predictor, windows=n_windows, stride=stride, in_sample=in_sample)
+        self._require_model()
+        panel, style, _ = self._read_histories(df)
+        predictor = self._get_predictor(panel)
+        spec = predictor.fitted_model.spec
+        stride, windows = step_size or spec.horizon, n_windows
+        if self._pretrained is not None and windows is None:
+            windows = self._pretrained.count_windows(
+                panel, stride=stride, horizon=spec.horizon, min_steps=spec.min_steps
+            )
+        table, num_left_out = evaluate_model(panel, predictor, windows=windows, stride=stride, in_sample=in_sample)
         if num_left_out:
             warn_about_data(
                 [f"{num_left_out} windows begin before the training cutoff of the model and were not scored"]
@@ -325,11 +344,10 @@ class Forecaster:
             history_steps: The most steps of each history.
         """
         validate_counts(max_ids=max_ids, history_steps=history_steps)
-        panel, _ = self._read_histories(df)
+        panel = self._read_histories(df).panel
         plotted = select_ids([series.id for series in panel.series], ids, max_ids=max_ids)
         if forecast is None:
-            level = [80, 95] if self._get_predictor().fitted_model.calibration is not None else None
-            forecast = self.predict(df, level=level)
+            forecast = self.predict(df, level=[80, 95] if has_quantiles(self.model) else None)
         names = self._options.columns
         rows = read_future(forecast, names, argument="forecast")
         validate_forecast_columns(rows, names)
@@ -361,8 +379,10 @@ class Forecaster:
         from forecaster.explain.attribution import explain
 
         validate_counts(steps=steps)
-        model = self._get_fitted_model()
-        panel, style = self._read_histories(df, X_df)
+        _validate_horizon(horizon)
+        self._require_model()
+        panel, style, _ = self._read_histories(df, X_df)
+        model = _to_fitted_model(self._get_predictor(panel).fitted_model)
         available = [series.id for series in panel.series]
         if unique_id is None and len(available) > 1:
             raise InputError(
@@ -377,7 +397,7 @@ class Forecaster:
         )
         series = panel.series[available.index(chosen)]
         explanation = explain(
-            model, series, horizon=self._validate_horizon(horizon), steps=min(steps, MAX_EXPLAINED_STEPS)
+            model, series, horizon=int(horizon or model.spec.horizon), steps=min(steps, MAX_EXPLAINED_STEPS)
         )
         return ForecastExplanation(explanation, style)
 
@@ -395,7 +415,8 @@ class Forecaster:
         require_training()
         from forecaster.training.model_card import render_model_card
 
-        model, folder = self._get_fitted_model(), Path(path).expanduser()
+        stored = self.model if self._pretrained is None else self._pretrained.build_storable_model()
+        model, folder = _to_fitted_model(stored), Path(path).expanduser()
         kept = self._histories if histories else None
         if histories and kept is None:
             raise InputError(
@@ -442,10 +463,48 @@ class Forecaster:
         forecaster._predictor, forecaster._histories = predictor, histories
         return forecaster
 
+    @classmethod
+    def pretrained(
+        cls,
+        freq: Any = None,
+        season: int | None = None,
+        *,
+        horizon: int | None = None,
+        zone: str | None = None,
+        drop_partial: bool = False,
+        id_col: str = "unique_id",
+        time_col: str = "ds",
+        target_col: str = "y",
+    ) -> Self:
+        """Returns a forecaster with the network that ships with the package, which forecasts without a fit.
+
+        It reads ids, timestamps and values only: a `DataWarning` names the other columns of a frame, which are ignored.
+
+        Args:
+            freq: Frequency of the data; by default it is inferred in every call.
+            season: Steps of a season; by default that of the frequency.
+            horizon: Steps ahead where a call names none; by default the usual number of the frequency.
+            zone, drop_partial, id_col, time_col, target_col: How to read frames, as in `Forecaster`.
+        Raises:
+            BundleError: The files of the network are damaged.
+        """
+        options = PretrainedOptions.parse(freq, parse_count("season", season), parse_count("horizon", horizon))
+        forecaster = cls(
+            spec=options.build_spec(),
+            freq=freq,
+            zone=zone,
+            drop_partial=drop_partial,
+            id_col=id_col,
+            time_col=time_col,
+            target_col=target_col,
+        )
+        forecaster._pretrained = options
+        return forecaster
+
     @property
     def model(self) -> FittedModel | StoredModel:
         """The fitted model: its specification, frequency, training cutoff, calibration and facts."""
-        return self._get_predictor().fitted_model
+        return self._get_predictor().fitted_model if self._pretrained is None else self._pretrained.build_model()
 
     @property
     def spec(self) -> Spec:
@@ -468,6 +527,8 @@ class Forecaster:
         return style.convert(pd.DataFrame(messages, columns=["unique_id", "warning"], dtype=object))
 
     def __repr__(self) -> str:
+        if self._pretrained is not None:
+            return self._pretrained.describe()
         arguments = f"Forecaster({self._options.describe()})"
         if self._predictor is None:
             return f"{arguments}, not fitted"
@@ -484,35 +545,28 @@ class Forecaster:
             f"{format_timestamp(model.cutoff)} ({network}; MASE: {tested or 'not tested'})"
         )
 
-    def _get_predictor(self) -> Predictor:
+    def _require_model(self) -> None:
+        """Raises InputError if there is no model yet."""
+        if self._pretrained is None:
+            self._get_predictor()
+
+    def _get_predictor(self, panel: Panel | None = None) -> Predictor:
+        """Returns the predictor of the fitted model, or of the pretrained network for the data of a panel."""
+        if self._pretrained is not None:
+            assert panel is not None
+            return self._pretrained.build_predictor(panel, clock=_read_clock)
         if self._predictor is None:
             raise InputError(
-                "Expected a fitted Forecaster; this one has no model yet. Call fit(df) first, or Forecaster.load(path).",
+                "Expected a fitted Forecaster; this one has no model yet. Call fit(df) first, Forecaster.load(path), or "
+                "Forecaster.pretrained().",
                 where="fit",
             )
         return self._predictor
 
-    def _get_fitted_model(self) -> FittedModel:
-        """Returns the model with its networks in memory."""
-        model = self._get_predictor().fitted_model
-        if isinstance(model, FittedModel):
-            return model
-        require_training()
-        return model.to_fitted_model()
-
-    def _validate_horizon(self, horizon: int | None) -> int:
-        validate_counts(horizon=horizon)
-        if horizon is not None and horizon > MAX_STEPS:
-            raise HorizonOutOfRange(
-                f"Expected a `horizon` of at most {MAX_STEPS} steps; found {horizon}. Forecast fewer steps, or use a model of a "
-                "coarser frequency.",
-                where="horizon",
-            )
-        return int(horizon or self.spec.horizon)
-
     def _read_histories(self, df: Any, future: Any = None) -> PanelInput:
         """Returns the panel of a frame, or that of the fit, with the future of its covariates."""
-        reader = DataReader(self._options, None if self._predictor is None else self._predictor.fitted_model)
+        model = None if self._predictor is None else self._predictor.fitted_model
+        reader = DataReader(self._options, model, values_only=self._pretrained is not None)
         if df is not None:
             return reader.read(df, future)
         if self._histories is None:
@@ -524,6 +578,21 @@ class Forecaster:
         if future is None:
             return PanelInput(self._histories, self._style)
         return reader.extend(self._histories, self._style, future)
+
+
+def _to_fitted_model(model: FittedModel | StoredModel) -> FittedModel:
+    """Returns a model with its networks in memory."""
+    return model if isinstance(model, FittedModel) else model.to_fitted_model()
+
+
+def _validate_horizon(horizon: int | None) -> None:
+    validate_counts(horizon=horizon)
+    if horizon is not None and horizon > MAX_STEPS:
+        raise HorizonOutOfRange(
+            f"Expected a `horizon` of at most {MAX_STEPS} steps; found {horizon}. Forecast fewer steps, or use a model of a "
+            "coarser frequency.",
+            where="horizon",
+        )
 
 
 def _read_clock() -> datetime:

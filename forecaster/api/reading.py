@@ -13,21 +13,23 @@ from forecaster.api.fitting import ModelOptions, columns_of_spec
 from forecaster.api.frames import FrameStyle, InputFrame, read_frame, read_future
 from forecaster.api.messages import warn_about_data
 from forecaster.data.frames.columns import validate_columns
+from forecaster.data.frames.other_columns import describe_ignored_columns, keep_values
 from forecaster.data.frames.panel import to_frame, to_panel
 from forecaster.data.frames.rows import ColumnNames
 from forecaster.data.frames.timestamps import parse_timestamp_column
 from forecaster.data.partial_periods import check_partial_periods
 from forecaster.errors import FrequencyUnknown, InputError
-from forecaster.frequency.timestamps import Timestamps
+from forecaster.frequency.timestamps import Timestamps, normalize_frequency
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.series import Panel
 
 
 class PanelInput(NamedTuple):
-    """A validated panel, and the style of results."""
+    """A validated panel, the style of results, and messages that concern every series."""
 
     panel: Panel
     style: FrameStyle
+    ignored: tuple[str, ...] = ()
 
 
 class DataReader(NamedTuple):
@@ -36,10 +38,12 @@ class DataReader(NamedTuple):
     Attributes:
         options: The arguments.
         model: The fitted model, if there is one.
+        values_only: Whether all other columns are ignored, as by the pretrained network.
     """
 
     options: ModelOptions
     model: FittedModel | StoredModel | None = None
+    values_only: bool = False
 
     @property
     def columns(self) -> Mapping[str, tuple[str, ...]]:
@@ -51,9 +55,27 @@ class DataReader(NamedTuple):
 
         With `warn_partial`, incomplete last periods do so too. Forecasts have their own warnings of these.
         """
+        if self.values_only:
+            return self._read_values(df, future)
         extra_columns = [name for names in self.columns.values() for name in names]
         frame = read_frame(df, self.options.columns, extra_columns=extra_columns)
         return self._to_panel(frame, future, warn_partial=warn_partial)
+
+    def _read_values(self, df: Any, future: Any) -> PanelInput:
+        """Reads ids, timestamps and values; one warning names all other columns, also those of future covariates."""
+        options = self.options
+        frame = read_frame(df, options.columns)
+        freq = None if options.freq is None else normalize_frequency(options.freq, where="freq")
+        values = keep_values(frame.rows, options.columns, freq=freq, zone=options.zone)
+        result = self._to_panel(InputFrame(values.frame, frame.style), None)
+        warn_about_data(values.messages)
+        later = [] if future is None else map(str, getattr(future, "columns", ["X_df"]))
+        names = dict.fromkeys([*values.ignored, *(name for name in later if name not in options.columns)])
+        if not names:
+            return result
+        message = describe_ignored_columns(list(names), num_series=len(result.panel.series))
+        warn_about_data([message])
+        return result._replace(ignored=(message,))
 
     def extend(self, panel: Panel, style: FrameStyle, future: Any) -> PanelInput:
         """Appends the future of the covariates to a panel."""

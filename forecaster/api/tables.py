@@ -11,6 +11,7 @@ import pandas as pd
 
 from forecaster.errors import LevelOutOfRange
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
+from forecaster.prediction.validation import has_quantiles
 from forecaster.series import Forecast
 
 MODEL_COLUMN = "forecaster"
@@ -68,7 +69,7 @@ def _to_numbers(values: Levels, argument: str) -> list[float]:
 
 def validate_calibration(model: FittedModel | StoredModel, columns: Mapping[str, float]) -> None:
     """Raises LevelOutOfRange if quantiles are requested of a model that was not calibrated."""
-    if columns and model.calibration is None:
+    if columns and not has_quantiles(model):
         raise LevelOutOfRange(
             f"Expected no `level` and no `quantiles`: model {model.spec.name!r} is not calibrated and has point forecasts only. "
             "Fit it with a specification whose valid_windows is 1 or more, or leave them out.",

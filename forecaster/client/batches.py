@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster.client.transport import Exchange, HttpRequest, RetryPolicy, request_json
+from forecaster.data.calendar import default_horizon
 from forecaster.data.forecast_table import build_forecast_table
 from forecaster.data.frames.panel import to_panel
 from forecaster.data.frames.rows import ColumnNames
@@ -40,15 +41,17 @@ class ForecastQuery(NamedTuple):
         horizon: Steps ahead.
         levels: Levels of the quantiles.
         timeout_s: How long to wait for a response; the service gives up after the same time.
+        season: Steps of a season; None: the model's, or the usual one of the frequency.
     """
 
     horizon: int
     levels: tuple[float, ...]
     timeout_s: float
+    season: int | None = None
 
 
 class FrameQuery(NamedTuple):
-    """The parameters of the forecast of a frame; the first five are arguments of `Client.forecast`."""
+    """The parameters of the forecast of a frame; all but the timeout are arguments of `Client.forecast`."""
 
     horizon: int | None
     levels: tuple[float, ...]
@@ -56,6 +59,7 @@ class FrameQuery(NamedTuple):
     columns: ColumnNames | None
     zone: str | None
     timeout_s: float
+    season: int | None = None
 
 
 class ServiceOutcomes(NamedTuple):
@@ -95,10 +99,14 @@ def forecast_frame(frame: pd.DataFrame, query: FrameQuery, retry_policy: RetryPo
     panel = _build_panel(frame, names, query.freq, query.zone, model)
     if panel is None:
         model = yield from request_json(MODEL_REQUEST, retry_policy)
-        panel = _build_panel(frame, names, model["freq"], query.zone, model)
-        assert panel is not None, "with a given frequency there is always a panel"
-    horizon = model["spec"]["horizon"] if query.horizon is None else query.horizon
-    batch_query = ForecastQuery(horizon, query.levels, query.timeout_s)
+        panel = _build_panel(frame, names, model["freq"], query.zone, model, needs_freq=False)
+        assert panel is not None, "without a fallback the error is raised"
+    batch_query = ForecastQuery(
+        _default_horizon(panel, model) if query.horizon is None else query.horizon,
+        query.levels,
+        query.timeout_s,
+        query.season,
+    )
     outcomes = yield from _send_batches(panel.series, batch_query, retry_policy)
     return _collect_result(panel, outcomes, query.levels)
 
@@ -151,10 +159,21 @@ def raise_for_errors(result: FrameForecast) -> FrameForecast:
     return result
 
 
+def _default_horizon(panel: Panel, model: Mapping[str, Any]) -> int:
+    """Returns the horizon of the model; the usual one of the frequency for the pretrained network, which takes any."""
+    return default_horizon(panel.freq) if model["freq"] is None else int(model["spec"]["horizon"])
+
+
 def _build_panel(
-    frame: pd.DataFrame, columns: ColumnNames, freq: str | int | None, zone: str | None, model: Mapping[str, Any]
+    frame: pd.DataFrame,
+    columns: ColumnNames,
+    freq: str | int | None,
+    zone: str | None,
+    model: Mapping[str, Any],
+    *,
+    needs_freq: bool = True,
 ) -> Panel | None:
-    """Returns the frame as series with the columns that the model reads; None where the model's frequency is needed."""
+    """Returns the frame as series with the columns that the model reads; None where the model's frequency is needed first."""
     spec = model.get("spec", {})
     group = [spec["group"]] if spec.get("group") in frame.columns and spec["group"] not in spec["static"] else []
     try:
@@ -169,7 +188,7 @@ def _build_panel(
             text_covariates=model.get("text_covariates"),  # absent from services of earlier versions
         )
     except (FrequencyUnknown, IrregularStamps):
-        if freq is not None:
+        if freq is not None or not needs_freq:
             raise
         return None
 
@@ -232,6 +251,7 @@ def _encode_series(series: Series, query: ForecastQuery) -> dict[str, Any]:
         "id": series.id,
         "start": series.start if isinstance(series.start, int) else series.start.isoformat(),
         "freq": series.freq,
+        **({} if query.season is None else {"season": query.season}),
         "y": _encode_numbers(series.y),
         **{name: values for name, values in optional.items() if values},
     }

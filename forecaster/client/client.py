@@ -95,6 +95,7 @@ class Client:
         freq: str | int | None = None,
         columns: ColumnNames | None = None,
         zone: str | None = None,
+        season: int | None = None,
     ) -> pd.DataFrame:
         """Forecasts a long frame `unique_id, ds, y`, as `unique_id, ds, mean` and a column for each level ("0.1").
 
@@ -103,18 +104,20 @@ class Client:
 
         Args:
             frame: As for `to_panel`, which validates it here.
-            horizon: Steps ahead; defaults to the model's own.
+            horizon: Steps ahead; defaults to the model's own, and for the pretrained network to the usual one of the frequency.
             levels: Levels of calibrated quantiles.
-            freq: By default it is inferred, if unambiguous; otherwise it is the model's, and absent rows are missing values.
+            freq: By default it is inferred, if unambiguous; otherwise it is the model's, and absent rows are missing values. The
+                pretrained network has none.
             columns: The names of the columns, if not `unique_id, ds, y`.
             zone: The time zone of timestamps that have none.
+            season: Steps of a season, for the pretrained network; by default the usual one of the frequency.
         Raises:
             InputError (subclasses): the frame is invalid.
             SeriesRefused: a series has no forecast; it holds the error of each such series.
             ServiceError (subclasses): the service rejected the whole request, with its code, message, location and request id, or
                 is unreachable.
         """
-        result = self.forecast_partial(frame, horizon, levels, freq=freq, columns=columns, zone=zone)
+        result = self.forecast_partial(frame, horizon, levels, freq=freq, columns=columns, zone=zone, season=season)
         return raise_for_errors(result).table
 
     def forecast_partial(
@@ -126,9 +129,10 @@ class Client:
         freq: str | int | None = None,
         columns: ColumnNames | None = None,
         zone: str | None = None,
+        season: int | None = None,
     ) -> FrameForecast:
         """Forecasts a frame as `forecast` does, and returns the errors of single series beside the forecasts of the others."""
-        query = FrameQuery(horizon, tuple(levels), freq, columns, zone, self._timeout)
+        query = FrameQuery(horizon, tuple(levels), freq, columns, zone, self._timeout, season)
         return self._drive(forecast_frame(frame, query, self._retry_policy))
 
     def forecast_batch(
@@ -219,9 +223,12 @@ class AsyncClient:
         freq: str | int | None = None,
         columns: ColumnNames | None = None,
         zone: str | None = None,
+        season: int | None = None,
     ) -> pd.DataFrame:
         """See `Client.forecast`."""
-        result = await self.forecast_partial(frame, horizon, levels, freq=freq, columns=columns, zone=zone)
+        result = await self.forecast_partial(
+            frame, horizon, levels, freq=freq, columns=columns, zone=zone, season=season
+        )
         return raise_for_errors(result).table
 
     async def forecast_partial(
@@ -233,9 +240,10 @@ class AsyncClient:
         freq: str | int | None = None,
         columns: ColumnNames | None = None,
         zone: str | None = None,
+        season: int | None = None,
     ) -> FrameForecast:
         """See `Client.forecast_partial`."""
-        query = FrameQuery(horizon, tuple(levels), freq, columns, zone, self._timeout)
+        query = FrameQuery(horizon, tuple(levels), freq, columns, zone, self._timeout, season)
         return await self._drive(forecast_frame(frame, query, self._retry_policy))
 
     async def forecast_batch(

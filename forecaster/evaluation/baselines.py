@@ -1,8 +1,9 @@
-"""Baselines of a backtest: seasonal naive and the statistical models. Nothing here needs torch."""
+"""Baselines of a backtest: seasonal naive, the last value and the statistical models. Nothing here needs torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,11 +12,33 @@ from forecaster.errors import ForecasterError, InputError
 from forecaster.series import Forecast, Series
 from forecaster.statistical.models import STATISTICAL_MODELS, FitTask, forecast_tasks, require_model_package
 
+if TYPE_CHECKING:
+    from forecaster.prediction.predictor import Predictor
+
 ForecastFunction = Callable[[Sequence[Series], int], Sequence[Forecast | ForecasterError]]
 """A function from histories and a horizon to one outcome per series, such as `Predictor.forecast_batch`."""
 
 SEASONAL_NAIVE = "seasonal_naive"
 """The name of the seasonal naive forecaster wherever forecasters are compared."""
+
+LAST_VALUE = "last_value"
+"""The name of the forecaster that repeats the last value."""
+
+BASELINES = (SEASONAL_NAIVE, LAST_VALUE)
+"""The names of `build_baselines`, in the order of tables; a model that is worse than any of them is not promoted."""
+
+
+def build_baselines(*, season: int) -> dict[str, ForecastFunction | Predictor]:
+    """Returns the baselines that every model is compared with, by name; without a season the last value is seasonal naive."""
+    forecasters: dict[str, ForecastFunction | Predictor] = {SEASONAL_NAIVE: seasonal_naive(season)}
+    if season > 1:
+        forecasters[LAST_VALUE] = seasonal_naive(1)
+    return forecasters
+
+
+def format_baseline(name: str) -> str:
+    """Returns the name of a baseline as it is written in a sentence."""
+    return "the last value" if name == LAST_VALUE else name.replace("_", " ")
 
 
 def seasonal_naive(season: int) -> ForecastFunction:

@@ -10,8 +10,9 @@ import numpy as np
 from forecaster.evaluation.backtest import Backtest, BacktestQuantileArray, backtest
 from forecaster.intervals.conformal import calibrate
 from forecaster.prediction.predictor import FittedModel, Predictor
+from forecaster.prediction.validation import has_quantiles
 from forecaster.progress import NO_PROGRESS, Progress
-from forecaster.series import Panel
+from forecaster.series import Forecast, Panel
 from forecaster.shapes import Float64
 
 
@@ -62,15 +63,16 @@ def calibrate_on_backtest(model: FittedModel, result: Backtest, name: str) -> Fi
 def backtest_quantiles(
     model: FittedModel, result: Backtest, name: str, *, levels: Sequence[float]
 ) -> BacktestQuantileArray:
-    """Returns the calibrated quantiles around a backtest's forecasts, as the predictor gives them at each origin.
+    """Returns the quantiles of a backtest's forecasts, as the predictor gives them at each origin.
 
     Args:
-        model: The calibrated model that made the forecasts.
+        model: The model that made the forecasts, which is calibrated or has a head with quantiles.
         result: The backtest.
         name: The model's name there.
         levels: Levels of the quantiles, ascending.
     """
-    assert model.calibration is not None, "the model must be calibrated"
+    if model.calibration is None:
+        return _head_quantiles(Predictor(model), result, levels)
     predictor, windows = Predictor(model), result.actual.shape[1]
     scales = np.nan_to_num(_history_scales(result, predictor.compute_interval_scale)).ravel()
     groups = [predictor.interval_group(item) for item in result.series for _ in range(windows)]
@@ -79,12 +81,12 @@ def backtest_quantiles(
 
 
 def add_quantiles(result: Backtest, models: Mapping[str, FittedModel], *, levels: Sequence[float]) -> Backtest:
-    """Returns the backtest with the quantiles of those models that were calibrated."""
+    """Returns the backtest with the quantiles of those models that have any."""
     ascending = sorted(set(levels))
     quantiles = {
         name: backtest_quantiles(model, result, name, levels=ascending)
         for name, model in models.items()
-        if model.calibration is not None
+        if has_quantiles(model)
     }
     return replace(result, levels=ascending, quantiles=quantiles)
 
@@ -109,3 +111,15 @@ def _history_scales(
     return np.array(
         [[compute_scale(item.y[: len(item) - offset]) for offset in result.origin_offsets] for item in result.series]
     )
+
+
+def _head_quantiles(predictor: Predictor, result: Backtest, levels: Sequence[float]) -> BacktestQuantileArray:
+    """Returns the quantiles of a model without calibration, from one forecast of all histories at each origin."""
+    quantiles = np.full((*result.actual.shape, len(levels)), np.nan)
+    for window, offset in enumerate(result.origin_offsets):
+        histories = [item.take_first(len(item) - offset) for item in result.series]
+        outcomes = predictor.forecast_batch(histories, result.horizon, levels=levels)
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, Forecast):
+                quantiles[index, window] = np.stack([outcome.quantiles[level] for level in levels], axis=1)
+    return quantiles

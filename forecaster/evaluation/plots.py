@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from pandas import DatetimeIndex, concat
 from pandas.api.types import is_datetime64_any_dtype
 
-from forecaster.evaluation.baselines import SEASONAL_NAIVE
+from forecaster.evaluation.baselines import BASELINES
 from forecaster.metrics import nanmean
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ INTERVAL_LABEL = " % interval"  # the end of the label of an interval
 HISTORY_COLOR = "#4a4e57"  # observed before the cutoff
 ACTUAL_COLOR = "#1d6fa5"  # observed after the cutoff
 FORECAST_COLOR = "#c2410c"  # the model
-BASELINE_COLOR = "#8a8f98"  # seasonal naive, and other lines to compare with
+BASELINE_COLOR = "#8a8f98"  # the baselines, and other lines to compare with
 MEASURE_COLOR = "#64748b"  # a quantity that belongs to no forecaster
 GRID_COLOR = "#e3e5e8"
 FORECASTER_COLORS = (
@@ -43,6 +43,7 @@ FORECASTER_COLORS = (
     "#9d174d",
 )
 """Line colors of several forecasters in one figure, the model first."""
+_BASELINE_STYLES = ("--", ":", "-.")  # in the order of BASELINES
 
 # In inches: the outer margin, half a date label, and the labels around the axes.
 _MARGIN, _DATE_WIDTH, _TITLE_HEIGHT, _LABEL_HEIGHT, _TICK_HEIGHT = 0.13, 0.35, 0.3, 0.23, 0.12
@@ -160,24 +161,24 @@ def plot_error_by_step(result: Backtest) -> Figure:
     figure.set_layout_engine(MarginLayout())
     steps = np.arange(1, result.horizon + 1)
     marker = "o" if result.horizon == 1 else None  # a line through one point is invisible
-    names = [name for name in result.forecasts if name != SEASONAL_NAIVE]
+    names = [name for name in result.forecasts if name not in BASELINES]
     for index, name in enumerate(names):
         color = FORECASTER_COLORS[index % len(FORECASTER_COLORS)]
         zorder = 3 - index / len(names)  # the first one is on top
         axes.plot(
             steps, result.mase_by_step(name), color=color, linewidth=1.6, marker=marker, label=name, zorder=zorder
         )
-    if SEASONAL_NAIVE in result.forecasts:
-        naive = result.mase_by_step(SEASONAL_NAIVE)
-        axes.plot(
-            steps,
-            naive,
-            color=BASELINE_COLOR,
-            linewidth=1.2,
-            linestyle="--",
-            marker=marker,
-            label=SEASONAL_NAIVE.replace("_", " "),
-        )
+    for name, line_style in zip(BASELINES, _BASELINE_STYLES, strict=False):
+        if name in result.forecasts:
+            axes.plot(
+                steps,
+                result.mase_by_step(name),
+                color=BASELINE_COLOR,
+                linewidth=1.2,
+                linestyle=line_style,
+                marker=marker,
+                label=name.replace("_", " "),
+            )
     axes.set_xlabel("step ahead")
     axes.set_ylabel("MASE")
     axes.set_ylim(bottom=0)

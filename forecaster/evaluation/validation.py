@@ -38,10 +38,27 @@ class ValidationScores(NamedTuple):
     loss: Tensor  # teacher-forced, scaled, as in training; of y alone
     one_step: Tensor  # teacher-forced absolute error over the seasonal naive's
     rollout: Tensor  # free-running absolute error over the seasonal naive's (MASE)
+    origin_rollout: Float[Tensor, "row"]  # the same of each origin, the mean over its observed steps
 
 
-def score_batch(network: Regressor, batch: ValidationBatch) -> ValidationScores:
-    """Computes teacher-forced and free-running errors of y over the same future steps, from the same warmed-up state."""
+class ValidationErrors(NamedTuple):
+    """The free-running error of every series in every validation window, over the seasonal naive's (MASE).
+
+    Attributes:
+        series_ids: Ids of the series; of very many series only some are validated.
+        errors: Mean error of each window over its observed steps, the oldest window first; NaN where none was observed.
+    """
+
+    series_ids: tuple[str, ...]
+    errors: Float64[np.ndarray, "series window"]
+
+
+def score_batch(network: Regressor, batch: ValidationBatch, *, num_members: int = 1) -> ValidationScores:
+    """Computes teacher-forced and free-running errors of y over the same future steps, from the same warmed-up state.
+
+    With several members, the network is stacked, the batch has the rows of one member after the other (`repeat_rows`), and the
+    scores are means over members.
+    """
     (window, targets, future_covariates, _), scale = batch.example, batch.seasonal_error
     horizon, rollout_state, future = targets.shape[1], warm_up(network, window), targets[:: network.num_targets]
     steps = -(-horizon // network.block) * network.block
@@ -61,11 +78,29 @@ def score_batch(network: Regressor, batch: ValidationBatch) -> ValidationScores:
     forced_means = target_units.undo(level + unit * network.head.mean(params), time=rollout_state.time)
     # A diverged forecast (NaN) counts with a large error.
     rollout_errors = ((rolled - future).abs() / scale[:, None]).masked_fill(rolled.isnan(), DIVERGENCE_FACTOR)
+    rollout_errors = rollout_errors.masked_fill(missing, torch.nan)
     return ValidationScores(
-        loss=losses.nanmean(),
-        one_step=((forced_means - future).abs() / scale[:, None]).nanmean(),
-        rollout=rollout_errors.masked_fill(missing, torch.nan).nanmean(),
+        loss=_mean_over_members(losses, num_members),
+        one_step=_mean_over_members((forced_means - future).abs() / scale[:, None], num_members),
+        rollout=_mean_over_members(rollout_errors, num_members),
+        origin_rollout=rollout_errors.nanmean(dim=1).reshape(num_members, -1).mean(dim=0),
     )
+
+
+def _mean_over_members(errors: Float[Tensor, "row step"] | Float64[Tensor, "row step"], num_members: int) -> Tensor:
+    """Returns the mean over the observed steps of each member, and over members; a member without a number counts as NaN."""
+    return errors.nanmean() if num_members == 1 else errors.reshape(num_members, -1).nanmean(1).mean()
+
+
+def repeat_rows(batch: ValidationBatch, *, copies: int) -> ValidationBatch:
+    """Returns a batch with all rows of the given one, one copy after the other."""
+
+    def repeat(part: Tensor | None) -> Tensor | None:
+        return None if part is None else torch.cat([part] * copies)
+
+    window, *others = batch.example
+    example = Example(Window(*map(repeat, window)), *map(repeat, others))  # type: ignore[arg-type]
+    return ValidationBatch(example, torch.cat([batch.seasonal_error] * copies))
 
 
 def _teacher_forced_params(
@@ -107,6 +142,38 @@ def compute_exposure_gap(networks: Sequence[Regressor], batches: Sequence[Valida
     rollout = np.average([float(score.rollout) for score in scores], weights=rows)
     one_step = np.average([float(score.one_step) for score in scores], weights=rows)
     return float(rollout / one_step) if one_step else float("nan")
+
+
+def score_origins(networks: Sequence[Regressor], batches: Sequence[ValidationBatch]) -> Float64[np.ndarray, "origin"]:
+    """Returns the free-running error of each origin, over the seasonal naive's: the mean over networks."""
+    with torch.inference_mode():
+        errors = [
+            torch.stack([score_batch(network, batch).origin_rollout for network in networks]).mean(dim=0)
+            for batch in batches
+        ]
+    return torch.cat(errors).double().numpy()
+
+
+def arrange_origin_errors(
+    series: Sequence[Series],
+    origin_errors: Float64[np.ndarray, "origin"],
+    *,
+    horizon: int,
+    windows: int,
+    stride: int | None = None,
+) -> ValidationErrors:
+    """Arranges the errors of the origins of `build_validation_batches` by series and window.
+
+    Args:
+        series: The series that the batches were built from.
+        origin_errors: The errors in the order of the batches.
+        horizon, windows, stride: Those of the batches.
+    """
+    offsets = rolling_origins(windows=windows, horizon=horizon, stride=stride)
+    observed = np.array([[_is_observed(item, offset, horizon=horizon) for offset in offsets] for item in series])
+    errors = np.full(observed.shape, np.nan)
+    errors[observed] = origin_errors
+    return ValidationErrors(tuple(item.id for item in series), errors)
 
 
 def build_validation_batches(
@@ -162,7 +229,7 @@ def _iterate_origins(
         for offset in offsets:
             cutoff = len(item) - offset
             past, future = slice(cutoff), slice(cutoff, cutoff + horizon)
-            if not np.isnan(item.y[future]).all():
+            if _is_observed(item, offset, horizon=horizon):
                 yield _ValidationOrigin(
                     item.y[past],
                     item.y[future],
@@ -173,6 +240,12 @@ def _iterate_origins(
                     item_channels[future],
                     scale,
                 )
+
+
+def _is_observed(series: Series, offset: int, *, horizon: int) -> bool:
+    """Whether a value was observed in the window that begins `offset` steps before the end of a series."""
+    first = len(series) - offset
+    return not np.isnan(series.y[first : first + horizon]).all()
 
 
 def _collate(rows: Sequence[_ValidationOrigin], context: int) -> ValidationBatch:

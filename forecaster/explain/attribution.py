@@ -193,6 +193,9 @@ def _explain_network(network: Regressor, inputs: RolloutInput, *, horizon: int, 
     )
     scaled, _ = _scaled_values(explained)
     assert gradients is not None
+    if endpoint_forecasts.isfinite().all():
+        # A running scale that is still zero after the first values has no derivative there; these steps contribute nothing.
+        gradients = gradients.nan_to_num(nan=0.0)
     attributions = (gradients.reshape(_INTEGRATION_POINTS, *scaled.shape).mean(0) * scaled).double().numpy()
     return _NetworkExplanation(
         layers, influence.double().numpy(), attributions, float(endpoint_forecasts[1]), float(endpoint_forecasts[0])

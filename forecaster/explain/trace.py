@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from forecaster.data.windows import Window
 from forecaster.model.recurrence import equations
@@ -59,7 +60,7 @@ def trace_layers(model: Regressor, window: Window, rollout_state: RolloutState) 
     encoded = encode_inputs(model, window, rollout_state)
     with torch.no_grad():
         model.recurrent(
-            _append_static(model, encoded.inputs, rollout_state.static),
+            _build_layer_inputs(model, encoded.inputs, rollout_state.static, encoded.mask),
             rollout_state.recurrent_state,
             encoded.mask,
             run_and_record,
@@ -93,11 +94,8 @@ def compute_influence(model: Regressor, window: Window, rollout_state: RolloutSt
         None if cell is None else cell.detach().repeat(1, _NUM_PROBES, 1),
     )
     with torch.enable_grad():
-        _, final_state = model.recurrent(
-            _append_static(model, inputs, rollout_state.static.detach().repeat(_NUM_PROBES, 1)),
-            state,
-            encoded.mask.repeat(_NUM_PROBES, 1),
-        )
+        mask, static = encoded.mask.repeat(_NUM_PROBES, 1), rollout_state.static.detach().repeat(_NUM_PROBES, 1)
+        _, final_state = model.recurrent(_build_layer_inputs(model, inputs, static, mask), state, mask)
         flat_state = (
             final_state.hidden if final_state.cell is None else torch.cat([final_state.hidden, final_state.cell])
         )
@@ -108,6 +106,8 @@ def compute_influence(model: Regressor, window: Window, rollout_state: RolloutSt
     return influence.masked_fill(~encoded.mask[0], 0.0).float()
 
 
-def _append_static(model: Regressor, inputs: Tensor, static: Tensor) -> Tensor:
-    """Appends the static embeddings to the inputs of each step."""
-    return torch.cat([inputs, static[:, None].expand(-1, inputs.shape[1], -1)], dim=-1) if model.groups else inputs
+def _build_layer_inputs(model: Regressor, inputs: Tensor, static: Tensor, mask: Tensor) -> Tensor:
+    """Returns the inputs of the lowest layer, as `Regressor.run_recurrence` builds them."""
+    if model.groups:
+        inputs = torch.cat([inputs, static[:, None].expand(-1, inputs.shape[1], -1)], dim=-1)
+    return inputs if model.embedding is None else functional.silu(model.embedding(inputs)) * mask[..., None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from forecaster.model.recurrence.autograd import compute_layer
 from forecaster.model.recurrence.compiled import load_compiled_backend
-from forecaster.model.recurrence.layer import LayerInputs
+from forecaster.model.recurrence.layer import LayerInputs, LayerOutputs
 from forecaster.shapes import Bool, Float
 from forecaster.spec import CellKind, NetworkSpec
 
@@ -109,11 +109,11 @@ def run_cell(
     cell: nn.GRUCell, inputs: Float[Tensor, "row feature"], hidden: Float[Tensor, "row hidden"]
 ) -> Float[Tensor, "row hidden"]:
     """Runs a single step of a stand-alone GRU cell."""
-    if _prefers_torch(inputs):
+    if _prefers_torch(inputs, cell.weight_hh):
         return cell(inputs, hidden)  # type: ignore[no-any-return]
     mask = torch.ones(len(inputs), 1, dtype=torch.bool, device=inputs.device)
-    weights = (getattr(cell, name) for name in _WEIGHT_NAMES)
-    return compute_layer(LayerInputs("gru", inputs[:, None], hidden, None, mask, *weights)).hidden
+    weights = [getattr(cell, name) for name in _WEIGHT_NAMES]
+    return _compute_rows(_split_members("gru", (inputs[:, None], hidden, None, mask), weights)).hidden
 
 
 def interleave(streams: Tensor, *, rows: int, steps: int) -> Tensor:
@@ -156,20 +156,37 @@ def _map_state(state: RecurrentState, function: Callable[[Tensor], Tensor]) -> R
 
 def _run_layer(layer: nn.Module, inputs: Tensor, state: RecurrentState, mask: Tensor) -> tuple[Tensor, RecurrentState]:
     """Runs one undilated layer."""
-    if _prefers_torch(inputs) and bool(mask.all()):  # torch's kernels do not support padding
+    if _prefers_torch(inputs, layer.weight_hh_l0) and bool(mask.all()):  # torch's kernels do not support padding
         outputs, after = layer(inputs, state.hidden if state.cell is None else (state.hidden, state.cell))
         return outputs, RecurrentState(*after) if isinstance(after, tuple) else RecurrentState(after, None)
-    outputs, hidden, cell, _ = compute_layer(to_layer_inputs(layer, inputs, state, mask))
+    outputs, hidden, cell, _ = _compute_rows(to_layer_inputs(layer, inputs, state, mask))
     return outputs, RecurrentState(hidden[None], None if cell is None else cell[None])
 
 
 def to_layer_inputs(layer: nn.Module, inputs: Tensor, state: RecurrentState, mask: Tensor) -> LayerInputs:
     """Collects the inputs, state and weights of one undilated layer."""
     cell = None if state.cell is None else state.cell[0]
-    weights = (getattr(layer, f"{name}_l0") for name in _WEIGHT_NAMES)
-    return LayerInputs(_CELL_KINDS[type(layer)], inputs, state.hidden[0], cell, mask, *weights)
+    weights = [getattr(layer, f"{name}_l0") for name in _WEIGHT_NAMES]
+    return _split_members(_CELL_KINDS[type(layer)], (inputs, state.hidden[0], cell, mask), weights)
 
 
-def _prefers_torch(inputs: Tensor) -> bool:
-    """Whether to use torch's own kernels: on a GPU, or without a compiled one; they do not run under `vmap`."""
-    return (inputs.is_cuda or load_compiled_backend() is None) and not torch._C._are_functorch_transforms_active()
+def _split_members(kind: CellKind, parts: Iterable[Tensor | None], weights: Sequence[Tensor]) -> LayerInputs:
+    """Returns the inputs of a layer; with stacked weights, their rows are those of one member after the other."""
+    if weights[0].dim() == 3:
+        parts = (None if part is None else part.unflatten(0, (len(weights[0]), -1)) for part in parts)
+    return LayerInputs(kind, *parts, *weights)  # type: ignore[arg-type]
+
+
+def _compute_rows(layer: LayerInputs) -> LayerOutputs:
+    """Runs a layer; the rows of its members follow each other in the result."""
+    outputs, hidden, cell, saved = compute_layer(layer)
+    if hidden.dim() == 2:
+        return LayerOutputs(outputs, hidden, cell, saved)
+    cell = None if cell is None else cell.flatten(0, 1)
+    return LayerOutputs(outputs.flatten(0, 1), hidden.flatten(0, 1), cell, saved)
+
+
+def _prefers_torch(inputs: Tensor, weights: Tensor) -> bool:
+    """Whether to use torch's own kernels: on a GPU, or without a compiled one; they take the weights of one network only."""
+    is_stacked = weights.dim() == 3 or torch._C._are_functorch_transforms_active()
+    return (inputs.is_cuda or load_compiled_backend() is None) and not is_stacked

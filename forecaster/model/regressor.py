@@ -14,6 +14,7 @@ from torch.nn import functional
 from forecaster.model import baseline, running, running_sizes
 from forecaster.model.heads import Head, create_head
 from forecaster.model.recurrent import RecurrentStack, RecurrentState, run_cell
+from forecaster.model.stacking import expand_to_rows
 from forecaster.shapes import Bool, Float, Float64, Int
 from forecaster.spec import Layout, Spec
 
@@ -58,6 +59,8 @@ class Regressor(nn.Module):
         self.recurrent = RecurrentStack(spec.network, input_size=hidden if spec.network.embed else input_size)
         self.output_size = hidden * (1 if self.embedding is None else 2)
         self.origins = spec.training.origins
+        # Steps of a block that are trained; a pretrained block may be longer than the horizon.
+        self.trained_steps = min(spec.horizon, spec.block) if spec.decoder == "block" else spec.block
         self.num_covariates, self.decoder_kind = num_covariates, spec.decoder
         places = {"rollout": (1, 0), "block": (1, 0), "direct": (spec.block // spec.segment, _SEGMENT_EMBEDDING_SIZE)}
         self.places = nn.Parameter(torch.randn(places[spec.decoder]) / _SEGMENT_EMBEDDING_SIZE**0.5)
@@ -191,7 +194,7 @@ class Regressor(nn.Module):
         future_covariates: Float[Tensor, "row *axes step covariate"] | None,
     ) -> Tensor:
         """Returns the outputs of the last layer, by row, target, axes and step."""
-        axes, count = output.shape[:-1], len(self.places)
+        axes, count = output.shape[:-1], self.places.shape[-2]
         assert future_covariates is not None or not self.num_covariates, "the network reads covariates"
         if isinstance(self.decoder, nn.Linear):
             parts = [output] if future_covariates is None else [output, future_covariates.reshape(*axes, -1)]
@@ -200,7 +203,7 @@ class Regressor(nn.Module):
         hidden = output
         if self.decoder is not None:
             hidden = output[..., None, :].expand(*axes, count, -1)
-            inputs = self.places.expand(*axes, count, -1)
+            inputs = expand_to_rows(self.places, axes)
             if future_covariates is not None:
                 inputs = torch.cat([inputs, future_covariates.reshape(*axes, count, -1)], dim=-1)
             flat = run_cell(self.decoder, inputs.reshape(-1, inputs.shape[-1]), hidden.reshape(-1, hidden.shape[-1]))

@@ -15,6 +15,7 @@ from torch import Tensor
 from forecaster.model.running_sizes import (
     INDEX_DECAY,
     LONG_CHANGE,
+    LONG_DECAY,
     MAX_FEATURE,
     MAX_UNITS,
     MIN_TIED_SIZE,
@@ -24,8 +25,8 @@ from forecaster.model.running_sizes import (
     TINY,
     TINY_SQUARE,
 )
-from forecaster.shapes import Bool, Float, Float64
-from forecaster.spec import RUNNING_CYCLES, RUNNING_LAGS
+from forecaster.shapes import Bool, Float, Float64, Int
+from forecaster.spec import LONG_CYCLES, RUNNING_CYCLES, RUNNING_LAGS, running_lookback
 
 
 class Statistics(NamedTuple):
@@ -160,13 +161,14 @@ def view_past(
 ) -> RunningView:
     """Computes features and simple forecasts at a step.
 
-    The forecasts are: the last season, the seasonal index, the long season (or the season before the last), the last value and
-    the mean of the last three without their season, and lines with the slope over one season, over three and since the start.
+    The forecasts are: the last season, the seasonal index, the mean of the long seasons (or the season before the last), the
+    last value and the mean of the last three without their season, and lines with the slope over one season, over three and
+    since the start.
     """
     scale, device = measure_running_scale(recent, statistics, season=season), recent.device
     sums = Statistics(*statistics.float().unbind(-1))
     level, unit, steps = (part[..., None] for part in (scale.level, scale.unit, sums.steps))
-    by_age = recent.flip(-1)  # the latest first
+    by_age = recent[..., -running_lookback(season) :].flip(-1)  # the latest first
     age = torch.arange(by_age.shape[-1], device=device)
     is_read = age < steps
     ahead = torch.arange(1, block + 1, device=device)
@@ -176,11 +178,12 @@ def view_past(
     zero = torch.zeros_like(level).expand(*level.shape[:-1], block)
     if season > 1:
         last_season = _to_units(by_age[..., age_in_season], scale) * is_read[..., age_in_season]
-        older_age = age_in_season + season if long_season is None else (-ahead) % long_season
-        level_age = long_season or season
-        older = (by_age[..., older_age] - levels[..., level_age, None]) / unit
-        has_older = level_age + season <= steps
-        older = older.clamp(-MAX_UNITS, MAX_UNITS) * has_older
+        if long_season is None:
+            older = by_age[..., age_in_season + season] - levels[..., season, None]
+            has_older = 2 * season <= steps
+        else:
+            older, has_older = _long_season_ahead(recent, steps, season=season, long_season=long_season, ahead=ahead)
+        older = (older / unit).clamp(-MAX_UNITS, MAX_UNITS) * has_older
         index_ahead = (index[..., age_in_season] / unit).clamp(-MAX_UNITS, MAX_UNITS)
     else:
         last_season = older = index_ahead = zero
@@ -271,6 +274,29 @@ def _seasonal_index(
     sums, weights = (part.reshape(*part.shape[:-1], -1, season).sum(-2) for part in (deviation, weight))
     index: Tensor = sums / weights.clamp(min=TINY)
     return index - index.mean(-1, keepdim=True)
+
+
+def _long_season_ahead(
+    recent: Float[Tensor, "*axes back"],
+    steps: Float[Tensor, "*axes one"],
+    *,
+    season: int,
+    long_season: int,
+    ahead: Int[Tensor, "block"],
+) -> tuple[Float[Tensor, "*axes block"], Bool[Tensor, "*axes one"]]:
+    """Returns the mean of the values one and more long seasons before the steps ahead, and whether there is any.
+
+    Each is relative to the level at its time; later seasons weigh more.
+    """
+    total, weights = torch.zeros_like(recent[..., :1]), torch.zeros_like(steps)
+    for cycle in range(LONG_CYCLES):
+        origin = recent.shape[-1] - 1 - (cycle + 1) * long_season
+        level = recent[..., origin - season + 1 : origin + 1].mean(-1, keepdim=True)
+        # A block that is longer than the long season repeats it.
+        values = recent[..., origin + 1 + (ahead - 1) % long_season]
+        weight = LONG_DECAY**cycle * ((cycle + 1) * long_season + season <= steps)
+        total, weights = total + weight * (values - level), weights + weight
+    return total / weights.clamp(min=TINY), weights > 0
 
 
 def _slope(

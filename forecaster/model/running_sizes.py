@@ -8,6 +8,7 @@ NUM_FORECASTS = 8  # simple forecasts that the base `mixture` combines
 NUM_STATISTICS = 12
 NUM_SCALARS = 24  # features that describe the past
 LONG_CHANGE = 4  # seasons of the longest change in the statistics
+LONG_DECAY = 0.7  # weight of a long season, relative to the next one
 INDEX_DECAY = 0.9  # weight of a season in the index, relative to the next one
 SEASONAL_FORECASTS = 3  # the first simple forecasts repeat the season
 # An untrained network combines the simple forecasts with these weights.

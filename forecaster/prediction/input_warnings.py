@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from forecaster.data.partial_periods import describe_partial_end
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.scaled_range import ScaledRange, find_scaled_ranges, read_scaled_range
+from forecaster.prediction.shape_range import UnfamiliarFeature, find_unfamiliar_features, read_shape_ranges
 from forecaster.series import Series
 
 
@@ -18,6 +19,7 @@ class InputInspector:
         self._encoding, self._layout = fitted_model.encoding, fitted_model.layout
         self._spec, self._season = fitted_model.spec, fitted_model.season
         self._learned_range = read_scaled_range(fitted_model.facts)
+        self._shape_ranges = read_shape_ranges(fitted_model.facts)
 
     def describe_batch(
         self, series: Sequence[Series], horizon: int, *, is_constant: Sequence[bool], now: datetime | None = None
@@ -31,13 +33,19 @@ class InputInspector:
             if self._learned_range is None
             else find_scaled_ranges(series, self._spec, season=self._season)
         )
+        unfamiliar: Iterable[Sequence[UnfamiliarFeature]] = (
+            [()] * len(series)
+            if self._shape_ranges is None
+            else find_unfamiliar_features([item.y for item in series], self._shape_ranges, season=self._season)
+        )
         return [
             (
                 *(() if constant else self._describe_range(scaled_range)),
+                *(() if constant or item.history_summary is not None else _describe_shape(features)),
                 *self._describe_categories(item, horizon),
                 *self._describe_partial_end(item, now),
             )
-            for item, scaled_range, constant in zip(series, ranges, is_constant, strict=True)
+            for item, scaled_range, features, constant in zip(series, ranges, unfamiliar, is_constant, strict=True)
         ]
 
     def _describe_range(self, scaled_range: ScaledRange | None) -> Iterator[str]:
@@ -61,3 +69,12 @@ class InputInspector:
                 first=max(0, len(series) - self._layout.window_length(len(series))),
                 last=len(series) + horizon,
             )
+
+
+def _describe_shape(features: Sequence[UnfamiliarFeature]) -> Iterator[str]:
+    if features:
+        found = "; ".join(feature.describe() for feature in features)
+        yield (
+            f"The history is unlike all series that the model has learned from: {found}. The forecast is uncertain; compare it "
+            "with the last value and the seasonal naive, or train a model on such series."
+        )

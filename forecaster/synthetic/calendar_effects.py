@@ -37,8 +37,8 @@ def draw_calendar_effects(shape: SeriesShape, rng: np.random.Generator) -> Float
             where="season",
         )
     timestamps = pd.DatetimeIndex(
-        build_timestamps(synthetic_start(shape.freq), freq=shape.freq, steps=shape.length + 1)
-    )
+        build_timestamps(synthetic_start(shape.freq), freq=shape.freq, steps=shape.first_step + shape.length + 1)
+    )[shape.first_step :]
     days = pd.date_range(timestamps[0].normalize(), timestamps[-1].normalize(), freq="D")
     factors = draw_day_factors(days, shape.num_series, rng)
     first_day = np.searchsorted(days, timestamps.normalize())
@@ -59,7 +59,12 @@ def draw_day_factors(
     month_course = 0.1 * rng.standard_normal((num_series, 1)) * draw_choice(0.3, num_series, rng)
     year_size = draw_log_uniform(0.02, 0.4, num_series, rng)
     year_phase = 2 * np.pi * (np.asarray(days.day_of_year) / 365.25 + draw_uniform(0.0, 1.0, num_series, rng))
-    logarithm = weekday[:, np.asarray(days.day_of_week)] + year_size * np.sin(year_phase)
+    year_course = np.sin(year_phase) + draw_uniform(0.0, 0.6, num_series, rng) * np.sin(
+        2 * year_phase + draw_uniform(0.0, 2 * np.pi, num_series, rng)
+    )
+    week_growth = draw_choice(0.5, num_series, rng) * draw_uniform(-0.4, 1.0, num_series, rng)
+    week_size = 1 + week_growth * np.arange(len(days)) / len(days)
+    logarithm = week_size * weekday[:, np.asarray(days.day_of_week)] + year_size * year_course
     logarithm += month_course * (np.asarray(days.day) - 15.5) / 15.5
     for index in range(len(_EASTER_OFFSETS) + len(_FIXED_HOLIDAYS)):
         distance = measure_holiday_distance(days, index)

@@ -30,6 +30,7 @@ from forecaster.synthetic.sampling import (
     draw_signs,
     draw_uniform,
 )
+from forecaster.synthetic.season_priors import find_season_prior
 from forecaster.synthetic.seasons import draw_season
 from forecaster.synthetic.trends import (
     draw_cycle,
@@ -43,6 +44,7 @@ from forecaster.synthetic.trends import (
     draw_random_walk,
     draw_trend,
 )
+from forecaster.synthetic.weekly_profiles import draw_weekly_profiles
 
 MAX_LEAD = 6  # steps by which a leading indicator is ahead
 
@@ -165,8 +167,9 @@ def seasonal(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndarray
 def components(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndarray, "series step"]:
     """The sum of one or two trends of any kind, at times a season, and noise."""
     values = draw_trend(shape, rng) + draw_choice(0.3, shape.num_series, rng) * draw_trend(shape, rng)
-    values += draw_choice(0.78, shape.num_series, rng) * _draw_seasonal(shape, rng)
-    is_quiet = draw_choice(0.15, shape.num_series, rng)
+    prior = find_season_prior(shape.season)
+    values += draw_choice(prior.seasonal_share, shape.num_series, rng) * _draw_seasonal(shape, rng)
+    is_quiet = draw_choice(prior.quiet_share, shape.num_series, rng)
     size = np.where(is_quiet, draw_log_uniform(0.005, 0.3, shape.num_series, rng), 1.0)
     return np.asarray(values + size * draw_noise(shape, rng))
 
@@ -197,6 +200,12 @@ def gaussian_process(shape: SeriesShape, rng: np.random.Generator) -> Float64[np
 def several_seasons(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndarray, "series step"]:
     """Two seasons and noise: 24 and 168 steps in hourly series, 7 and 365 in daily ones; otherwise one season."""
     return _draw_seasonal(shape, rng, smallest=1.0, long_season_share=1.0) + 0.3 * draw_noise(shape, rng)
+
+
+@_register
+def weekly_profiles(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndarray, "series step"]:
+    """Hourly activity whose weekend has a daily profile of its own; level and amplitude wander. Otherwise one season."""
+    return draw_weekly_profiles(shape, rng)
 
 
 @_register
@@ -289,7 +298,7 @@ _add_family(leading_indicator, leading_indicator)
 def _draw_smoothed(
     shape: SeriesShape, rng: np.random.Generator, *, drift: Float64[np.ndarray, "series 1"]
 ) -> Float64[np.ndarray, "series step"]:
-    weight = rng.beta(1.2, 1.6, (shape.num_series, 1))
+    weight = rng.beta(*find_season_prior(shape.season).level_weight, (shape.num_series, 1))
     return smooth_exponentially(draw_innovations(shape, rng), weight=weight, drift=weight * drift)
 
 
@@ -297,12 +306,14 @@ def _draw_seasonal(
     shape: SeriesShape,
     rng: np.random.Generator,
     *,
-    smallest: float = 0.2,
-    largest: float = 12.0,
+    smallest: float | None = None,
+    largest: float | None = None,
     long_season_share: float = 0.7,
 ) -> Float64[np.ndarray, "series step"]:
-    """Draws seasons whose deviation is log-uniform between two bounds; zero for series without season."""
+    """Draws seasons whose deviation is log-uniform between two bounds (usual ones at None); zero for series without season."""
     if shape.season == 1:
         return np.zeros((shape.num_series, shape.length))
     season = draw_season(shape, rng, long_season_share=long_season_share)
-    return np.asarray(draw_log_uniform(smallest, largest, shape.num_series, rng) * season)
+    usual = find_season_prior(shape.season).season_sizes
+    size = draw_log_uniform(smallest or usual[0], largest or usual[1], shape.num_series, rng)
+    return np.asarray(size * season)

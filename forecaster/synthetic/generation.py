@@ -12,9 +12,8 @@ from forecaster.frequency.timestamps import build_timestamps, synthetic_start, t
 from forecaster.series import Panel, Series
 from forecaster.synthetic.families import PURE_FAMILIES, SeriesFamily, SyntheticBatch
 from forecaster.synthetic.mixtures import draw_mixture
-from forecaster.synthetic.sampling import SeriesShape
+from forecaster.synthetic.sampling import MIN_LENGTH, SeriesShape
 
-MIN_LENGTH = 2
 _MIXTURE_DESCRIPTION = " ".join((draw_mixture.__doc__ or "").split())
 FAMILIES = {
     **PURE_FAMILIES,

@@ -18,7 +18,17 @@ from forecaster.synthetic.observation import (
     round_values,
     shift_level,
 )
-from forecaster.synthetic.sampling import Draw, SeriesShape, draw_kinds, scale_to_unit
+from forecaster.synthetic.sampling import (
+    Draw,
+    SeriesShape,
+    draw_choice,
+    draw_kinds,
+    draw_log_uniform,
+    measure_step_size,
+    scale_to_unit,
+)
+from forecaster.synthetic.season_priors import find_season_prior
+from forecaster.synthetic.seasons import draw_season
 
 _CONVEX_SHARE, _SHIFT_SHARE, _OUTLIER_SHARE = 0.1, 0.08, 0.12
 _OFFSET = 4.0  # deviation of the levels, in deviations of the series
@@ -36,27 +46,41 @@ class Mixture(NamedTuple):
 
 
 _COMMON = {
-    "components": 38.0,
-    "smoothed_level_with_drift": 6.0,
+    "components": 36.0,
+    "random_walk_with_drift": 9.0,
+    "random_walk": 5.0,
+    "smoothed_level_with_drift": 9.0,
     "smoothed_level": 4.0,
-    "random_walk": 3.0,
     "ets": 24.0,
     "sarima": 11.0,
-    "gaussian_process": 7.0,
+    "gaussian_process": 6.0,
     "growing_sine": 1.0,
     "cycle": 1.0,
     "intermittent": 1.0,
 }
-_HOURLY = Mixture(_COMMON | {"several_seasons": 25.0})
+_HOURLY_WEIGHTS = _COMMON | {
+    "components": 30.0,
+    "ets": 15.0,
+    "sarima": 6.0,
+    "several_seasons": 15.0,
+    "weekly_profiles": 55.0,
+}
+_HOURLY = Mixture(_HOURLY_WEIGHTS, multiplicative=0.3)
 _MIXTURES = {
-    1: Mixture(_COMMON | {"smoothed_level_with_drift": 10.0, "growing_sine": 0.0, "intermittent": 0.0}),
-    4: Mixture(_COMMON | {"smoothed_level_with_drift": 8.0, "intermittent": 0.5}),
+    1: Mixture(
+        _COMMON
+        | {"components": 30.0, "random_walk_with_drift": 24.0, "random_walk": 14.0, "smoothed_level_with_drift": 14.0}
+        | {"ets": 18.0, "sarima": 9.0, "gaussian_process": 4.0, "growing_sine": 0.0, "intermittent": 0.0}
+    ),
+    4: Mixture(_COMMON | {"random_walk_with_drift": 12.0, "random_walk": 8.0, "intermittent": 0.5}),
     12: Mixture(_COMMON | {"calendar": 2.0}),
-    7: Mixture(_COMMON | {"several_seasons": 12.0, "calendar": 12.0, "random_walk": 8.0}),
-    24: Mixture(_COMMON | {"several_seasons": 25.0, "calendar": 5.0}),
+    7: Mixture(_COMMON | {"several_seasons": 20.0, "calendar": 30.0, "random_walk": 8.0}),
+    24: Mixture(_HOURLY_WEIGHTS | {"calendar": 3.0}, multiplicative=0.3),
     48: _HOURLY,
     96: _HOURLY,
 }
+_LEVELS = ("random_walk_with_drift", "random_walk", "smoothed_level_with_drift", "smoothed_level")
+_SEASONAL_LEVEL_SHARE = 0.65  # of the levels that have a season, times the share of the prior
 
 
 def find_mixture(season: int) -> Mixture:
@@ -125,4 +149,19 @@ def _apply(
 
 def _draw_values_of(name: str) -> Draw:
     draw = PURE_FAMILIES[name].draw
-    return lambda shape, rng: draw(shape, rng).values
+
+    def draw_values(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndarray, "series step"]:
+        values = draw(shape, rng).values
+        return _add_season(values, shape, rng) if name in _LEVELS and shape.season > 1 else values
+
+    return draw_values
+
+
+def _add_season(
+    values: Float64[np.ndarray, "series step"], shape: SeriesShape, rng: np.random.Generator
+) -> Float64[np.ndarray, "series step"]:
+    """Adds a season to most of the series, in units of half their changes from step to step."""
+    prior = find_season_prior(shape.season)
+    size = 0.5 * measure_step_size(values) * draw_log_uniform(*prior.season_sizes, len(values), rng)
+    has_season = draw_choice(_SEASONAL_LEVEL_SHARE * prior.seasonal_share, len(values), rng)
+    return values + has_season * size * draw_season(shape, rng)

@@ -14,6 +14,7 @@ from forecaster.synthetic.sampling import (
     draw_uniform,
     scale_to_unit,
 )
+from forecaster.synthetic.season_priors import find_season_prior
 from forecaster.synthetic.seasons import draw_pattern
 
 
@@ -34,17 +35,17 @@ def smooth_exponentially(
 
 def draw_ets(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndarray, "series step"]:
     """Draws innovations state space models (Hyndman et al. 2008, table 2.2): additive errors, damped trend, additive season."""
-    num_series, season = shape.num_series, shape.season
-    level_weight = np.where(rng.random(num_series) < 0.15, 1.0, rng.beta(1, 1.6, num_series))
+    num_series, season, prior = shape.num_series, shape.season, find_season_prior(shape.season)
+    level_weight = np.where(rng.random(num_series) < 0.15, 1.0, rng.beta(*prior.level_weight, num_series))
     slope_weight = level_weight * np.where(rng.random(num_series) < 0.68, 0.0, rng.beta(1, 7, num_series))
     damping = np.where(rng.random(num_series) < 0.6, 1.0, rng.uniform(0.8, 1.0, num_series))
-    has_season = (rng.random(num_series) < 0.75) & (season > 1)
+    has_season = (rng.random(num_series) < prior.seasonal_share) & (season > 1)
     season_weight = (1 - level_weight) * np.where(rng.random(num_series) < 0.4, 0.0, rng.beta(1, 3, num_series))
     season_weight = season_weight * has_season
     slope_size = np.abs(rng.standard_normal((num_series, 1))) * draw_log_uniform(0.005, 0.8, num_series, rng)
-    slope = slope_size * draw_signs(0.75, num_series, rng) * draw_choice(0.85, num_series, rng)
-    slope = slope[:, 0] * (2 if season == 1 else 1)
-    sizes = draw_log_uniform(0.2, 12.0, num_series, rng)[:, 0] * has_season
+    slope = prior.growth * slope_size * draw_signs(prior.upward_share, num_series, rng)
+    slope = (slope * draw_choice(prior.drift_share, num_series, rng))[:, 0]
+    sizes = draw_log_uniform(*prior.season_sizes, num_series, rng)[:, 0] * has_season
     pattern = (draw_pattern(num_series, max(season, 2), rng)[:, :season] * sizes[:, None]).T.copy()
     errors, values = np.ascontiguousarray(draw_noise(shape, rng).T), np.empty((shape.length, num_series))
     level = np.zeros(num_series)
@@ -73,8 +74,10 @@ def draw_sarima(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndar
             values[step] = root * values[step - season] + by_step[step] + moving * by_step[step - season]
         noise = values.T
     stationary = noise[:, season:]
-    drift_size = np.abs(rng.standard_normal((num_series, 1))) * draw_log_uniform(0.05, 1.0, num_series, rng)
-    once = np.cumsum(stationary + drift_size * draw_signs(0.75, num_series, rng), axis=1)
+    prior = find_season_prior(season)
+    drift = prior.growth * np.abs(rng.standard_normal((num_series, 1))) * draw_log_uniform(0.05, 1.0, num_series, rng)
+    drift *= draw_signs(prior.upward_share, num_series, rng) * draw_choice(prior.drift_share, num_series, rng)
+    once = np.cumsum(stationary + drift, axis=1)
     twice = np.cumsum(np.cumsum(stationary, axis=1) * draw_log_uniform(0.02, 0.3, num_series, rng), axis=1)
     order = rng.choice(3, (num_series, 1), p=(0.3, 0.65, 0.05))
     return np.choose(order, [stationary, once, twice + 0.3 * stationary])

@@ -9,21 +9,32 @@ import numpy as np
 
 from forecaster.shapes import Bool, Float64
 
+MIN_LENGTH = 2  # steps of a series
 _LONG_SEASONS = {7: 365, 24: 168, 48: 336, 96: 672}
 _FREQUENCIES = {1: "YS", 4: "QS", 12: "MS", 52: "W-MON", 7: "D", 24: "h", 48: "30min", 96: "15min"}
 
 
 class SeriesShape(NamedTuple):
-    """The size of a batch, and its season in steps (1 for none)."""
+    """The size of a batch, and its place in the calendar.
+
+    Attributes:
+        num_series: Number of series.
+        length: Steps per series.
+        season: Season in steps; 1 for none.
+        second_season: The longer season in steps; 0 for none, None for the usual one.
+        first_step: Steps from the usual start of generated series to the first one, which decides its date.
+    """
 
     num_series: int
     length: int
     season: int
+    second_season: int | None = None
+    first_step: int = 0
 
     @property
     def long_season(self) -> int:
         """The second, longer season in steps, such as the week of hourly series; 0 where there is none."""
-        return _LONG_SEASONS.get(self.season, 0)
+        return find_long_season(self.season) if self.second_season is None else self.second_season
 
     @property
     def freq(self) -> str:
@@ -34,6 +45,11 @@ class SeriesShape(NamedTuple):
     def steps(self) -> Float64[np.ndarray, "length"]:
         """The index of every step."""
         return np.arange(self.length, dtype=np.float64)
+
+
+def find_long_season(season: int) -> int:
+    """Returns the longer season that usually comes with a season, in steps; 0 where there is none."""
+    return _LONG_SEASONS.get(season, 0)
 
 
 Draw = Callable[[SeriesShape, np.random.Generator], np.ndarray]

@@ -14,7 +14,7 @@ _FACTOR_RANGE = (0.2, 1.0)  # how much a day of the week changes level and ampli
 def draw_pattern(num_series: int, season: int, rng: np.random.Generator) -> Float64[np.ndarray, "series phase"]:
     """Draws seasonal patterns of mean 0 and deviation 1: harmonics, free values, a few special phases, or bumps of a day."""
     kinds = rng.choice(4, (num_series, 1), p=_PATTERN_SHARES)
-    harmonics = _draw_harmonics(num_series, season, rng)
+    harmonics = draw_harmonics(num_series, season, rng)
     free = rng.standard_normal((num_series, season))
     if season > 12:  # neighbouring phases of a long season are similar
         reach = season // 12
@@ -48,7 +48,7 @@ def _add_long_season(
     """Adds the longer season: a yearly pattern to daily series; a level and an amplitude per day of the week to hourly ones."""
     num_series, long_season = shape.num_series, shape.long_season
     if long_season % shape.season:  # the year of days: smooth, at any phase
-        pattern = _draw_harmonics(num_series, long_season, rng)
+        pattern = draw_harmonics(num_series, long_season, rng)
         phases = (np.arange(shape.length) + rng.integers(0, long_season, (num_series, 1))) % long_season
         size = draw_log_uniform(0.1, 3.0, num_series, rng)
         return np.asarray(values + size * scale_to_unit(np.take_along_axis(pattern, phases, axis=1)))
@@ -76,7 +76,7 @@ def _repeat_pattern(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.
     return cycles.reshape(shape.num_series, -1)[:, : shape.length]
 
 
-def _draw_harmonics(num_series: int, season: int, rng: np.random.Generator) -> Float64[np.ndarray, "series phase"]:
+def draw_harmonics(num_series: int, season: int, rng: np.random.Generator) -> Float64[np.ndarray, "series phase"]:
     """Draws sums of up to six sine waves whose amplitudes decrease with their order."""
     phases = np.arange(season) / season
     decrease = draw_uniform(0.3, 2.0, num_series, rng)

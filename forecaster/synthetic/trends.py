@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from forecaster.shapes import Float64
-from forecaster.synthetic.noise import draw_innovations, draw_noise
+from forecaster.synthetic.noise import colour_noise, draw_innovations
 from forecaster.synthetic.processes import draw_gaussian_process
 from forecaster.synthetic.sampling import (
     SeriesShape,
@@ -14,9 +14,9 @@ from forecaster.synthetic.sampling import (
     draw_log_uniform,
     draw_signs,
     draw_uniform,
+    scale_to_unit,
 )
-
-_UPWARD_SHARE = 0.78  # of the trends that persist: most measured quantities grow
+from forecaster.synthetic.season_priors import find_season_prior
 
 
 def draw_flat(shape: SeriesShape, _: np.random.Generator) -> Float64[np.ndarray, "series step"]:
@@ -59,15 +59,19 @@ def draw_growth_curves(shape: SeriesShape, rng: np.random.Generator) -> Float64[
 def draw_random_walk(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndarray, "series step"]:
     """Draws sums of innovations, without drift."""
     return np.asarray(
-        draw_log_uniform(0.03, 5.0, shape.num_series, rng) * np.cumsum(draw_innovations(shape, rng), axis=1)
+        draw_log_uniform(*find_season_prior(shape.season).walk_sizes, shape.num_series, rng)
+        * np.cumsum(draw_innovations(shape, rng), axis=1)
     )
 
 
 def draw_drifting_walk(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndarray, "series step"]:
     """Draws random walks with a persistent drift; the changes of a third are autocorrelated."""
     drift = draw_drift(shape, rng)
-    changes = draw_kinds((draw_innovations, draw_noise), (2.0, 1.0), shape, rng)
-    return np.asarray(draw_log_uniform(0.03, 5.0, shape.num_series, rng) * np.cumsum(changes + drift, axis=1))
+    changes = draw_kinds((draw_innovations, _draw_coloured), (2.0, 1.0), shape, rng)
+    return np.asarray(
+        draw_log_uniform(*find_season_prior(shape.season).walk_sizes, shape.num_series, rng)
+        * np.cumsum(changes + drift, axis=1)
+    )
 
 
 def draw_local_trend(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndarray, "series step"]:
@@ -118,15 +122,20 @@ def draw_drift(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndarr
 
     A step of a year has more of it beside its noise than a step of a month.
     """
-    growth_per_noise = {1: 2.2, 4: 1.4}.get(shape.season, 1.0)
+    prior = find_season_prior(shape.season)
     size = np.abs(rng.standard_normal((shape.num_series, 1))) * draw_log_uniform(0.05, 1.2, shape.num_series, rng)
-    has_drift = draw_choice(0.9 if shape.season == 1 else 0.78, shape.num_series, rng)
-    return np.asarray(growth_per_noise * size * draw_signs(_UPWARD_SHARE, shape.num_series, rng) * has_drift)
+    has_drift = draw_choice(prior.drift_share, shape.num_series, rng)
+    return np.asarray(prior.growth * size * draw_signs(prior.upward_share, shape.num_series, rng) * has_drift)
 
 
 def draw_trend(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndarray, "series step"]:
     """Draws trends of all kinds; random walks with drift are the most frequent."""
-    return draw_kinds(list(_TREND_WEIGHTS), list(_TREND_WEIGHTS.values()), shape, rng)
+    weights = _TREND_WEIGHTS | {draw_linear: find_season_prior(shape.season).line_weight}
+    return draw_kinds(list(weights), list(weights.values()), shape, rng)
+
+
+def _draw_coloured(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndarray, "series step"]:
+    return scale_to_unit(colour_noise(draw_innovations(shape, rng), rng))
 
 
 def _draw_growth(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndarray, "series 1"]:

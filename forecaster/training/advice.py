@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 from forecaster.evaluation.backtest import Backtest
-from forecaster.evaluation.baselines import seasonal_naive
+from forecaster.evaluation.baselines import BASELINES, format_baseline
 from forecaster.registry.registry import CHALLENGER
-from forecaster.series import Forecast
 from forecaster.training.fit import FitResult
-
-LAST_VALUE = "last value"
 
 _FEW_WINDOWS = 20  # below this number of windows, chance decides between a model and a baseline of similar quality
 
@@ -24,7 +20,7 @@ def advise_on_test(result: Backtest, fitted: FitResult) -> str | None:
         result: The test, in which the model has the name `CHALLENGER`.
         fitted: The fit of the model.
     """
-    errors = score_baselines(result, season=fitted.model.season)
+    errors = {format_baseline(name): result.scores(name)["mase"] for name in BASELINES if name in result.forecasts}
     model_error = result.scores(CHALLENGER)["mase"]
     better = [name for name, error in errors.items() if error <= model_error]
     if math.isnan(model_error) or not better:
@@ -35,19 +31,6 @@ def advise_on_test(result: Backtest, fitted: FitResult) -> str | None:
         f"On the test windows the model has a MASE of {model_error:.4g}, {others}: {' and '.join(better)} "
         f"{'are' if len(better) > 1 else 'is'} at least as good as this model. To try: {suggestions}."
     )
-
-
-def score_baselines(result: Backtest, *, season: int) -> dict[str, float]:
-    """Returns the MASE of seasonal naive and of the last value on the windows of a backtest."""
-    return {name: _score_naive(result, season=steps) for name, steps in (("seasonal naive", season), (LAST_VALUE, 1))}
-
-
-def _score_naive(result: Backtest, *, season: int) -> float:
-    histories = [item.take_first(len(item) - offset) for item in result.series for offset in result.origin_offsets]
-    outcomes = seasonal_naive(season)(histories, result.horizon)
-    forecasts = result.actual.copy()
-    forecasts.reshape(len(histories), -1)[:] = [outcome.mean for outcome in outcomes if isinstance(outcome, Forecast)]
-    return replace(result, forecasts={**result.forecasts, LAST_VALUE: forecasts}).scores(LAST_VALUE)["mase"]
 
 
 def _list_suggestions(result: Backtest, fitted: FitResult) -> Iterator[str]:

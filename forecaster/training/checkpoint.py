@@ -98,6 +98,7 @@ class BestWeightsCallback(Checkpoint):
         self.best_step = 0
         self.best_weights: dict[str, torch.Tensor] = {}
         self.scores: dict[str, float] = {}
+        self.origin_errors: torch.Tensor | None = None  # None after a resume from a checkpoint without them
         self.steps = self.resumed_steps = 0
 
     @property
@@ -115,7 +116,7 @@ class BestWeightsCallback(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs, compares and saves; it runs after validation and all other callbacks."""
-        scores = _add_exposure_gap({name: float(value) for name, value in trainer.callback_metrics.items()})
+        scores = add_exposure_gap({name: float(value) for name, value in trainer.callback_metrics.items()})
         for logger in trainer.loggers:  # not through Lightning, which would count batches of several steps
             logger.log_metrics(scores, trainer.global_step)
         self._check_finite(scores, trainer)
@@ -123,7 +124,8 @@ class BestWeightsCallback(Checkpoint):
         score = scores["valid/rollout"] if self.has_validation else -float(trainer.current_epoch + 1)
         if score < self.best_score:
             self.best_score, self.best_epoch, self.scores = score, trainer.current_epoch, scores
-            self.best_weights = cast("TrainingModule", pl_module).averaged_weights()
+            module = cast("TrainingModule", pl_module)
+            self.best_weights, self.origin_errors = module.averaged_weights(), module.copy_origin_errors()
             self.best_step = trainer.global_step
         if self._should_stop(trainer.current_epoch + 1):
             trainer.should_stop = True
@@ -140,6 +142,7 @@ class BestWeightsCallback(Checkpoint):
             "steps": self.steps,
             "best_weights": self.best_weights,
             "scores": self.scores,
+            "origin_errors": self.origin_errors,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -148,6 +151,7 @@ class BestWeightsCallback(Checkpoint):
         self.best_step = state_dict["best_step"]
         self.steps = self.resumed_steps = state_dict["steps"]  # set here, as a fit that had ended does not start again
         self.best_weights, self.scores = state_dict["best_weights"], state_dict["scores"]
+        self.origin_errors = state_dict.get("origin_errors")
 
     def _should_stop(self, epochs_done: int) -> bool:
         return bool(self.patience) and self.has_validation and epochs_done - 1 - self.best_epoch >= self.patience
@@ -163,7 +167,7 @@ class BestWeightsCallback(Checkpoint):
             )
 
 
-def _add_exposure_gap(scores: dict[str, float]) -> dict[str, float]:
+def add_exposure_gap(scores: dict[str, float]) -> dict[str, float]:
     """Adds the free-running over the teacher-forced error, as `compute_exposure_gap` defines it.
 
     The scores are returned unchanged where the teacher-forced error is missing or zero.

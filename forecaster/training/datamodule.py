@@ -51,8 +51,11 @@ class WindowDataModule(pl.LightningDataModule):
         self.future_steps = network.block * max(1, spec.training.unroll)
         self.excluded_ids = split.excluded_ids
         self.validation_batches: Sequence[ValidationBatch] = []
+        self.validation_series: Sequence[Series] = []
         if windows:
-            validation_series = _subsample_evenly(split.full.series, limit=max(1, MAX_VALIDATION_ORIGINS // windows))
+            self.validation_series = validation_series = _subsample_evenly(
+                split.full.series, limit=max(1, MAX_VALIDATION_ORIGINS // windows)
+            )
             self.validation_batches = build_validation_batches(
                 validation_series,
                 context=network.window_length(max(map(len, validation_series))),

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from forecaster.bundle.pretrained.base import specialize_base
 from forecaster.data.calendar import default_season
-from forecaster.data.encoding import fit_encoding
+from forecaster.data.encoding import Encoding, fit_encoding
 from forecaster.data.windows import derive_epoch_seed
 from forecaster.errors import BadSpec, InputError
+from forecaster.evaluation.validation import (
+    ValidationErrors,
+    arrange_origin_errors,
+    score_batch,
+    score_origins,
+)
 from forecaster.model.regressor import Regressor, build_network
 from forecaster.prediction.predictor import FittedModel
 from forecaster.prediction.scaled_range import SCALED_RANGE_FACT, learn_scaled_range
+from forecaster.prediction.shape_range import SHAPE_RANGE_FACT
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.allocator import keep_freed_memory
-from forecaster.training.checkpoint import AtomicCheckpointIO, BestWeightsCallback
+from forecaster.training.checkpoint import AtomicCheckpointIO, BestWeightsCallback, add_exposure_gap
 from forecaster.training.datamodule import STEPS_PER_CHUNK, WindowDataModule
-from forecaster.training.lightning import Logger, MisconfigurationException, pl, quiet_lightning
+from forecaster.training.lightning import Logger, MisconfigurationException, keep_interrupts, pl, quiet_lightning
 from forecaster.training.module import TrainingModule
 from forecaster.training.progress_callback import ProgressCallback
 
@@ -38,6 +49,7 @@ class FitResult(NamedTuple):
         resumed_steps: Those of them made by an earlier process, before a resume.
         best_steps: Steps after which the best weights were reached.
         excluded_ids: Ids of the series that are too short to train on.
+        validation_errors: The errors of the best epoch by series and window; None without validation windows.
     """
 
     model: FittedModel
@@ -47,6 +59,7 @@ class FitResult(NamedTuple):
     resumed_steps: int
     best_steps: int
     excluded_ids: tuple[str, ...]
+    validation_errors: ValidationErrors | None = None
 
 
 def fit(
@@ -96,9 +109,15 @@ def fit(
         for seed in _member_seeds(spec)
     ]
     if initial is not None:
-        _load_initial_weights(initial, networks)
+        _load_initial_weights(initial.networks, networks, name=initial.spec.name)
+    elif spec.training.initial == "base":
+        initial = specialize_base(panel.freq, horizon=spec.horizon, season=season).to_fitted_model()
+        _load_initial_weights(initial.networks * len(networks), networks, name=initial.spec.name)
     module = TrainingModule(networks, spec)
     data = WindowDataModule(panel, spec, networks[0], encoding, season=season, steps_per_chunk=steps_per_chunk)
+    if not spec.training.steps:
+        assert initial is not None, "random weights need steps"
+        return _use_initial_weights(panel, spec, networks, data, encoding, season=season, initial=initial)
     digest = fit_digest(panel, spec, initial)
     best_callback = BestWeightsCallback(
         checkpoint,
@@ -108,31 +127,23 @@ def fit(
         seed=spec.training.seed,
     )
     resume = checkpoint if checkpoint is not None and checkpoint.exists() else None
-    interrupt_handler = signal.getsignal(signal.SIGINT)
-    try:
-        with quiet_lightning():
-            trainer = pl.Trainer(
-                accelerator=accelerator,
-                devices=_parse_devices(devices),
-                max_epochs=data.num_epochs,
-                reload_dataloaders_every_n_epochs=1,
-                num_sanity_val_steps=0,
-                log_every_n_steps=1,
-                limit_val_batches=len(data.validation_batches),
-                logger=list(loggers) or False,
-                callbacks=[best_callback, ProgressCallback(progress, label=label), *callbacks],
-                plugins=[AtomicCheckpointIO(fit_digest=digest)],
-                enable_checkpointing=True,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    except SystemExit as exit_error:
-        # Lightning turns an interrupt into an exit and ignores the next one.
-        if isinstance(exit_error.__context__, KeyboardInterrupt):
-            signal.signal(signal.SIGINT, interrupt_handler)
-            raise exit_error.__context__ from None
-        raise
+    with keep_interrupts(), quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=_parse_devices(devices),
+            max_epochs=data.num_epochs,
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            limit_val_batches=len(data.validation_batches),
+            logger=list(loggers) or False,
+            callbacks=[best_callback, ProgressCallback(progress, label=label), *callbacks],
+            plugins=[AtomicCheckpointIO(fit_digest=digest)],
+            enable_checkpointing=True,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     module.load_state_dict(best_callback.best_weights)
     network, *other_networks = (member.cpu().eval() for member in module.cpu().networks)
     scaled_range = learn_scaled_range(panel, spec, season=season)
@@ -154,6 +165,58 @@ def fit(
         resumed_steps=best_callback.resumed_steps,
         best_steps=best_callback.best_step,
         excluded_ids=data.excluded_ids,
+        validation_errors=_arrange_validation_errors(data, best_callback.origin_errors, model),
+    )
+
+
+def _arrange_validation_errors(
+    data: WindowDataModule, origin_errors: Tensor | None, model: FittedModel
+) -> ValidationErrors | None:
+    """Arranges the errors of the best epoch; a checkpoint of an earlier version has none, and the model is scored again."""
+    if not data.validation_batches:
+        return None
+    training = model.spec.training
+    return arrange_origin_errors(
+        data.validation_series,
+        score_origins(model.networks, data.validation_batches) if origin_errors is None else origin_errors.numpy(),
+        horizon=model.spec.horizon,
+        windows=training.valid_windows,
+        stride=training.valid_stride,
+    )
+
+
+def _use_initial_weights(
+    panel: Panel,
+    spec: Spec,
+    networks: Sequence[Regressor],
+    data: WindowDataModule,
+    encoding: Encoding,
+    *,
+    season: int,
+    initial: FittedModel,
+) -> FitResult:
+    """Returns the result of a fit without steps: the initial weights, and their scores on the validation windows."""
+    [network] = networks
+    facts = {name: initial.facts[name] for name in (SHAPE_RANGE_FACT,) if name in initial.facts}
+    model = FittedModel(spec, panel.freq, season, panel.cutoff, encoding, network.eval(), facts=facts)
+    with torch.inference_mode():
+        batches = [(score_batch(network, batch), len(batch.seasonal_error)) for batch in data.validation_batches]
+    scores = {
+        f"valid/{name}": float(
+            np.average([float(getattr(score, name)) for score, _ in batches], weights=[n for _, n in batches])
+        )
+        for name in (("loss", "one_step", "rollout") if batches else ())
+    }
+    origin_errors = torch.cat([score.origin_rollout for score, _ in batches]) if batches else None
+    return FitResult(
+        model,
+        add_exposure_gap(scores),
+        epochs=0,
+        steps=0,
+        resumed_steps=0,
+        best_steps=0,
+        excluded_ids=data.excluded_ids,
+        validation_errors=_arrange_validation_errors(data, origin_errors, model),
     )
 
 
@@ -227,17 +290,17 @@ def refit(
     )
 
 
-def _load_initial_weights(initial: FittedModel, networks: Sequence[Regressor]) -> None:
+def _load_initial_weights(sources: Sequence[Regressor], networks: Sequence[Regressor], *, name: str) -> None:
     """Copies the weights of the initial members; further members keep their random weights."""
-    for network, source in zip(networks, initial.networks, strict=False):
+    for network, source in zip(networks, sources, strict=False):
         weights = source.state_dict()
         shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
         initial_shapes = {name: tuple(value.shape) for name, value in weights.items()}
         if shapes != initial_shapes:
-            mismatch = next(name for name in (*shapes, *initial_shapes) if shapes.get(name) != initial_shapes.get(name))
+            mismatch = next(key for key in (*shapes, *initial_shapes) if shapes.get(key) != initial_shapes.get(key))
             raise BadSpec(
                 f"Expected initial weights of the same shapes; {mismatch} is {shapes.get(mismatch)} in this specification and "
-                f"{initial_shapes.get(mismatch)} in {initial.spec.name!r}. Use its specification, or start from random weights.",
+                f"{initial_shapes.get(mismatch)} in {name!r}. Use its specification, or start from random weights.",
                 where=mismatch,
             )
         network.load_state_dict(weights)

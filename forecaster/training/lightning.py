@@ -13,6 +13,7 @@ import functools
 import importlib
 import importlib.util
 import logging
+import signal
 import sys
 import threading
 import types
@@ -221,6 +222,19 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextmanager
+def keep_interrupts() -> Iterator[None]:
+    """Lets an interrupt of the block raise KeyboardInterrupt; Lightning turns it into an exit, and ignores the next one."""
+    interrupt_handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as exit_error:
+        if isinstance(exit_error.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, interrupt_handler)
+            raise exit_error.__context__ from None
+        raise
+
+
 _import_lightning()
 
 import pytorch_lightning as pl  # noqa: E402
@@ -230,4 +244,12 @@ from lightning_fabric.utilities.warnings import PossibleUserWarning  # noqa: E40
 from pytorch_lightning.callbacks import Checkpoint  # noqa: E402
 from pytorch_lightning.loggers import Logger  # noqa: E402
 
-__all__ = ["Checkpoint", "Logger", "MisconfigurationException", "TorchCheckpointIO", "pl", "quiet_lightning"]
+__all__ = [
+    "Checkpoint",
+    "Logger",
+    "MisconfigurationException",
+    "TorchCheckpointIO",
+    "keep_interrupts",
+    "pl",
+    "quiet_lightning",
+]

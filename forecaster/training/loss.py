@@ -89,23 +89,32 @@ def teacher_forced_loss(network: Regressor, example: Example) -> Float[Tensor, "
 
 
 def compute_loss(network: Regressor, batch: TrainingBatch) -> Float[Tensor, ""]:
-    """Returns the mean loss of a batch, scaled; where there are unrolled targets, they make half of it.
+    """Returns the mean loss of a batch, scaled; where there are unrolled targets, they make half of it."""
+    return _compute_loss(network, batch, num_members=None)
 
-    Everything that depends on weights happens here.
-    """
+
+def compute_member_losses(network: Regressor, batch: TrainingBatch, *, num_members: int) -> Float[Tensor, "member"]:
+    """Returns `compute_loss` of each member, given a stacked network and the rows of one member after the other."""
+    return _compute_loss(network, batch, num_members=num_members)
+
+
+def _compute_loss(network: Regressor, batch: TrainingBatch, *, num_members: int | None) -> Float[Tensor, "*member"]:
+    """Everything that depends on weights happens here."""
     rows, segment = len(batch.inputs), network.segment
     static = network.embed_static(batch.static, rows=rows)
     start = network.recurrent.initial_state(rows, like=batch.inputs)
     outputs, state = network.run_recurrence(batch.inputs, static, start, batch.mask)
     recent = batch.filled_values.unfold(1, network.lookback, 1)[:, segment::segment]  # before each target
     last = outputs[:, -1], recent[:, -1]
-    origins: slice | Tensor = slice(-(batch.target.shape[1] // network.block), None) if network.decoder_kind != "rollout" else slice(None)
+    origins: slice | Tensor = slice(None)
     if batch.origins is not None:
         origins = batch.origins
+    elif network.decoder_kind != "rollout":
+        origins = slice(-(batch.target.shape[1] // network.block), None)
     statistics = None if batch.statistics is None else batch.statistics[:, origins]
     params = network.decode(outputs[:, origins], recent[:, origins], batch.future_covariates, statistics)
     losses = network.head.loss(params.reshape(*batch.target.shape, -1), batch.target)
-    total: Tensor = (losses * batch.weight).sum()
+    total = _sum_by_member(losses * batch.weight, num_members)
     if batch.unrolled is None:
         return total
     started, bound, target, weight, future_covariates = batch.unrolled
@@ -115,7 +124,12 @@ def compute_loss(network: Regressor, batch: TrainingBatch) -> Float[Tensor, ""]:
     params_of_blocks = [
         block.params for block in blocks(network, rollout_state, count=count, future_covariates=covariates)
     ]
-    return total + (network.head.loss(torch.cat(params_of_blocks, dim=1), target) * weight).sum()
+    unrolled_losses = network.head.loss(torch.cat(params_of_blocks, dim=1), target) * weight
+    return total + _sum_by_member(unrolled_losses, num_members)
+
+
+def _sum_by_member(values: Float[Tensor, "track target"], num_members: int | None) -> Float[Tensor, "*member"]:
+    return values.sum() if num_members is None else values.reshape(num_members, -1).sum(1)
 
 
 @torch.no_grad()
@@ -140,11 +154,15 @@ def prepare_batches(
     encoded, units = encode_inputs(network, window, rollout_state), _error_units(network, example, rollout_state)
     origins = network.origins if network.decoder_kind != "rollout" else window.values.shape[1] // network.segment
     actual = torch.cat([window.targets[:, network.segment :], example.future[:, : network.block]], dim=1)
-    scaled = rollout_state.scale.apply(actual, time=network.segment)
+    following = rollout_state.scale.apply(example.future[:, : network.block], time=window.values.shape[1])
+    # Those of the window have been scaled already; where they are missing, the weight is 0.
+    scaled = torch.cat([encoded.filled_values[:, network.lookback + network.segment :], following], dim=1)
     # By origin: the block that follows each of the last segments.
     target, scaled = (part.unfold(1, network.block, network.segment)[:, -origins:] for part in (actual, scaled))
     started = encoded.started.reshape(len(encoded.started), -1, network.segment).any(2)[:, -origins:, None]
     valid = started & ~target.isnan()
+    if network.trained_steps < network.block:
+        valid = valid & (torch.arange(network.block, device=valid.device) < network.trained_steps)
     if encoded.statistics is not None:
         recent = encoded.filled_values.unfold(1, network.lookback, 1)[:, network.segment :: network.segment]
         scale = network.measure_units(recent[:, -origins:], encoded.statistics[:, -origins:])

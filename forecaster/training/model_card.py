@@ -30,6 +30,7 @@ def render_model_card(model: FittedModel) -> str:
         f"Data set `{facts['data']}`: {facts['series']} series up to {format_timestamp(model.cutoff)} "
         f"(digest `{facts['data_digest'][:12]}`); {facts['left_out']} series were too short. "
         f"{facts['steps']} training steps, seed {spec.training.seed}.{_describe_partial_periods(facts.get('dropped_partial'))}",
+        *(["", facts["selection"]] if facts.get("selection") else []),
         "",
         "## Scores",
         "",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forecaster.data.windows import Example
 from forecaster.errors import NonFiniteLoss
-from forecaster.evaluation.validation import ValidationBatch, ValidationScores, score_batch
+from forecaster.evaluation.validation import ValidationBatch, score_batch
 from forecaster.model.regressor import Regressor
 from forecaster.shapes import Float
 from forecaster.spec import Spec
@@ -44,6 +44,7 @@ class TrainingModule(pl.LightningModule):
         self._networks = tuple(networks)  # in a tuple, as only `network` is registered and trained
         self._losses: list[Float[Tensor, "step *member"]] = []
         self._training_weights: list[Tensor] = []
+        self._origin_errors: list[Float[Tensor, "row"]] = []
 
     @property
     def networks(self) -> tuple[Regressor, ...]:
@@ -55,7 +56,7 @@ class TrainingModule(pl.LightningModule):
     def training_step(self, example: Example, _batch_idx: int) -> Float[Tensor, ""]:
         """Runs the optimiser steps of several batches and returns their mean loss. Raises NonFiniteLoss."""
         training, optimizer = self.spec.training, self._optimizer()
-        network, template = self.network, self._networks[0].train()  # validation may have left it in eval mode
+        network, template = self.network.train(), self._networks[0]  # validation may have left it in eval mode
         if isinstance(network, StackedNetworks):
             loss, clip_gradients, num_members = network.losses, network.clip_gradient_norm, len(network)
         else:
@@ -93,6 +94,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Swaps in the averaged weights, where there are such: the validated weights are the saved ones."""
+        self._origin_errors.clear()
         self._training_weights = self._swap_weights(self._optimizer().averages)
 
     def on_validation_end(self) -> None:
@@ -124,10 +126,23 @@ class TrainingModule(pl.LightningModule):
     def validation_step(self, batch: ValidationBatch, _batch_idx: int) -> None:
         """Scores a batch of rolling origins."""
         rows = len(batch.seasonal_error)
-        scores = [score_batch(network.to(self.device).eval(), batch) for network in self.networks]
-        for name, values in zip(ValidationScores._fields, zip(*scores, strict=True), strict=True):
-            mean = torch.stack(values).mean()
-            self.log(f"valid/{name}", mean, batch_size=rows, prog_bar=name == "rollout", logger=False)
+        scores = self._score(batch)
+        for name in ("loss", "one_step", "rollout"):
+            self.log(f"valid/{name}", getattr(scores, name), batch_size=rows, prog_bar=name == "rollout", logger=False)
+        self._origin_errors.append(scores.origin_rollout)
+
+    def copy_origin_errors(self) -> Float[Tensor, "origin"]:
+        """Returns the free-running error of each validation origin in the last validation; empty without validation."""
+        return torch.cat(self._origin_errors).double().cpu() if self._origin_errors else torch.empty(0)
+
+    def _score(self, batch: ValidationBatch) -> ValidationScores:
+        """Returns the mean scores of the members: of all at once where a batch is small, else of one after the other."""
+        network = self.network.eval()
+        scores = network.score(batch) if isinstance(network, StackedNetworks) else None
+        if scores is not None:
+            return scores
+        scores_of_members = [score_batch(member.to(self.device).eval(), batch) for member in self.networks]
+        return ValidationScores(*(torch.stack(values).mean(dim=0) for values in zip(*scores_of_members, strict=True)))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Returns Adam over all parameters."""

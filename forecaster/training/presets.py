@@ -12,6 +12,7 @@ import numpy as np
 
 from forecaster.data.calendar import default_season
 from forecaster.errors import BadSpec
+from forecaster.frequency.timestamps import is_integer_frequency
 from forecaster.series import Panel
 from forecaster.spec import Spec
 
@@ -26,6 +27,7 @@ _PRESET_OF_SEASON: Mapping[int, Preset] = {
     7: "daily",
 }
 _MIN_STEPS_FOR_YEARLY_CONTEXT = 3 * 365  # daily steps from which a context of a year pays off
+_YEARS_FOR_CALENDAR = 2  # years of history from which the calendar of the year can be learned
 _MAX_CLASSIC_CONTEXT = 1000  # of the classical recipe, whose training time grows with every step
 
 # Shared by all but the classical recipe: one direct block, absolute errors in units of the seasonal naive's, weights averaged
@@ -44,7 +46,14 @@ _SHARED_TRAINING: Mapping[str, Any] = {
 }
 _TREND_FIELDS = {"transform": "log", "scaling": "last", "base": "last"}
 _SEASONAL_FIELDS = {"transform": "log", "scaling": "level_season", "base": "zero"}
+# A small network with a short training, for noise and random walks: longer trainings get worse there with every step.
+_LOW_CAPACITY_FIELDS: dict[str, Any] = {
+    "network": {"hidden": 32},
+    "training": {"steps": 150, "epoch_steps": 15, "learning_rate": 0.003, "recent": 0.0},
+}
+_MIN_VALIDATION_WINDOWS = 5  # fewer leave the choice of a variant to chance
 _MAX_VALIDATION_WINDOWS = 20  # validation windows; more add little information
+_MAX_VALIDATION_SHARE = 3  # validation windows cover at most a third of the median series, or one horizon
 _MAX_OVERLAPPING_WINDOWS = 128
 _LONG_HISTORY_SEASONS = 30  # longer histories are sampled uniformly
 _LONG_SUBDAILY_STEPS = 2000  # the same limit in steps, for frequencies below a day
@@ -53,18 +62,24 @@ _LONG_SUBDAILY_STEPS = 2000  # the same limit in steps, for frequencies below a 
 def build_candidate_specs(
     panel: Panel, *, horizon: int, name: str, preset: str | None = None, season: int | None = None
 ) -> list[Spec]:
-    """Returns the specifications that suit a panel, the likeliest first; `selection.select_on_validation` chooses among them.
+    """Returns the specifications that suit a panel, from the simplest to the richest.
+
+    `selection.select_on_validation` takes the first that is not clearly worse than the best, so the order matters: the variant
+    that departs least from a simple forecast of such data comes first (the last value for days and weeks, level and season for
+    months and quarters), and one that reads the calendar of the year last.
 
     Args:
         panel: The training data; only its frequency and the lengths of its series are used.
         horizon: Steps ahead.
         name: Name of the model.
-        preset: Defaults to the preset of the season.
-        season: Steps of a season; by default that of the panel's frequency.
+        preset: Defaults to the preset of the frequency, or of the season if the frequency has none.
+        season: Steps of a season, by which errors are weighted and judged; by default that of the panel's frequency. Contexts
+            and segments follow the frequency.
     """
-    given_season = season
-    season = season or default_season(panel.freq)
-    chosen = _PRESET_OF_SEASON.get(season, "hourly") if preset is None else parse_preset(preset)
+    given_season, usual_season = season, default_season(panel.freq)
+    season = season or usual_season
+    cycle = usual_season if usual_season > 1 else season
+    chosen = _PRESET_OF_SEASON.get(cycle, "hourly") if preset is None else parse_preset(preset)
     if chosen == "classic":
         return [_build_classic_spec(horizon, name, given_season)]
     lengths = [len(item) for item in panel.series]
@@ -72,14 +87,15 @@ def build_candidate_specs(
     typical_steps, max_steps = (max(2, int(length) - 2 * horizon) for length in (np.median(lengths), max(lengths)))
     shared_training = {
         **_SHARED_TRAINING,
-        **build_validation_fields(
-            max(1, min(_MAX_VALIDATION_WINDOWS, typical_steps // (10 * horizon))), horizon=horizon, season=season
+        **choose_validation_fields(
+            int(np.median(lengths)), typical_steps // (10 * horizon), horizon=horizon, season=cycle
         ),
     }
     specs = []
-    for fields in _preset_variants(chosen, horizon, season, max_steps):
+    has_calendar = not is_integer_frequency(panel.freq)
+    for fields in _preset_variants(chosen, horizon, cycle, max_steps, has_calendar=has_calendar):
         training = {**shared_training, **fields.pop("training", {})}
-        if typical_steps > (_LONG_SUBDAILY_STEPS if chosen == "hourly" else _LONG_HISTORY_SEASONS * season):
+        if typical_steps > (_LONG_SUBDAILY_STEPS if chosen == "hourly" else _LONG_HISTORY_SEASONS * cycle):
             training["recent"] = 0.0
         specs.append(
             Spec.parse(
@@ -97,6 +113,30 @@ def build_candidate_specs(
     return specs
 
 
+def choose_validation_fields(length: int, desired: int, *, horizon: int, season: int) -> dict[str, int]:
+    """Returns the training fields that define at least five validation windows, if the histories allow them.
+
+    Where five windows side by side would take more than a third of a history they overlap; where a third has fewer than five
+    origins, there is a window from each of them.
+
+    Args:
+        length: Steps of the median series.
+        desired: Number of windows that a long history is validated on; at least 5 and at most 20 are used.
+        horizon: Steps ahead.
+        season: Steps of a season.
+    """
+    windows = min(max(desired, _MIN_VALIDATION_WINDOWS), _MAX_VALIDATION_WINDOWS)
+    max_steps = max(horizon, length // _MAX_VALIDATION_SHARE)
+    if windows * horizon <= max_steps:
+        return build_validation_fields(windows, horizon=horizon, season=season)
+    span = max_steps - horizon  # steps between the first and the last origin
+    if season < horizon and span >= (_MIN_VALIDATION_WINDOWS - 1) * season:
+        return _overlapping_windows(span, season)
+    stride = max(1, span // (_MIN_VALIDATION_WINDOWS - 1))
+    windows = min(_MIN_VALIDATION_WINDOWS, 1 + span)
+    return {"valid_windows": windows} | ({"valid_stride": stride} if windows > 1 else {})
+
+
 def build_validation_fields(windows: int, *, horizon: int, season: int) -> dict[str, int]:
     """Returns the training fields that define the validation windows.
 
@@ -106,9 +146,13 @@ def build_validation_fields(windows: int, *, horizon: int, season: int) -> dict[
     """
     if not 1 < windows < _MAX_VALIDATION_WINDOWS or season >= horizon:
         return {"valid_windows": windows}
-    steps = (windows - 1) * horizon
-    stride = season * -(-steps // (_MAX_OVERLAPPING_WINDOWS * season))
-    return {"valid_windows": 1 + steps // stride, "valid_stride": stride}
+    return _overlapping_windows((windows - 1) * horizon, season)
+
+
+def _overlapping_windows(span: int, season: int) -> dict[str, int]:
+    """Returns windows whose origins lie whole seasons apart, over `span` steps between the first and the last."""
+    stride = season * -(-span // (_MAX_OVERLAPPING_WINDOWS * season))
+    return {"valid_windows": 1 + span // stride, "valid_stride": stride}
 
 
 def parse_preset(name: str) -> Preset:
@@ -121,8 +165,13 @@ def parse_preset(name: str) -> Preset:
     return cast("Preset", name)
 
 
-def _preset_variants(preset: Preset, horizon: int, season: int, available_steps: int) -> list[dict[str, Any]]:
-    """Returns the fields that differ between presets: context, segments, units, base forecast and size of the network."""
+def _preset_variants(
+    preset: Preset, horizon: int, season: int, available_steps: int, *, has_calendar: bool
+) -> list[dict[str, Any]]:
+    """Returns the fields that differ between presets: context, segments, units, base forecast and size of the network.
+
+    Variants are listed from the simplest to the richest. Integer steps have no calendar.
+    """
     match preset:
         case "yearly":
             few_steps = {"training": {"steps": 500}, "network": {"layers": 2}}
@@ -144,44 +193,56 @@ def _preset_variants(preset: Preset, horizon: int, season: int, available_steps:
                 "min_history": season,
                 "lags": (season,),
             }
-            return [fields | _SEASONAL_FIELDS, fields | _TREND_FIELDS, _low_capacity_fields(season, available_steps)]
+            return [_low_capacity_fields(season, available_steps), fields | _SEASONAL_FIELDS, fields | _TREND_FIELDS]
         case "weekly":
             fields = {"context": _fit_context(2 * season, 4, available_steps), "segment": 4, "min_history": 8}
-            return [fields | _TREND_FIELDS, fields | _TREND_FIELDS | {"base": "seasonal_naive"}]
-        case "daily" if available_steps >= _MIN_STEPS_FOR_YEARLY_CONTEXT:
-            fields = {
-                "context": _fit_context(56 * 7, season, available_steps),
-                "segment": season,
-                "network": {"hidden": 128},
-            }
-            fields |= {"calendar": ("weekday:3", "yearday:10"), "min_history": season}
-            low_rate = {"training": {"learning_rate": 0.003, "batch": 64}}
-            return [
-                fields | {"scaling": "standard", "base": "zero"} | low_rate,
-                fields | _TREND_FIELDS | {"base": "seasonal_naive"} | low_rate,
+            variants: list[dict[str, Any]] = [
+                fields | _TREND_FIELDS | _LOW_CAPACITY_FIELDS,
+                fields | _TREND_FIELDS,
+                fields | _TREND_FIELDS | {"base": "seasonal_naive"},
             ]
+            if has_calendar and available_steps >= _YEARS_FOR_CALENDAR * season:
+                variants.append(fields | _TREND_FIELDS | {"calendar": ("yearday:3",)})
+            return variants
         case "daily":
-            fields = {
-                "context": _fit_context(8 * season, season, available_steps),
-                "segment": season,
-                "min_history": season,
-            }
-            return [fields | _TREND_FIELDS | {"base": "seasonal_naive"}, fields | _SEASONAL_FIELDS]
+            return _daily_variants(season, available_steps, has_calendar=has_calendar)
         case _:
             return _subdaily_variants(season, available_steps)
 
 
 def _low_capacity_fields(season: int, available_steps: int) -> dict[str, Any]:
     """Returns a model of little more than level and season, for noisy data: a small rollout network with a short training."""
-    return {
+    return _LOW_CAPACITY_FIELDS | {
         "context": _fit_context(5 * season, 3, available_steps),
         "segment": 3,
         "min_history": season,
         "decoder": "rollout",
         "scaling": "level_season",
-        "network": {"hidden": 32},
-        "training": {"steps": 150, "epoch_steps": 15, "learning_rate": 0.003, "recent": 0.0},
     }
+
+
+def _daily_variants(season: int, available_steps: int, *, has_calendar: bool) -> list[dict[str, Any]]:
+    """Returns variants with eight weeks of context and, for histories of three years, two with more than a year.
+
+    The simplest corrects the last value a little, which random walks such as prices cannot be forecast better than. Histories of
+    at least two years have variants that read the calendar of the year.
+    """
+    fields = {"context": _fit_context(8 * season, season, available_steps), "segment": season, "min_history": season}
+    last_value = fields | _TREND_FIELDS | _LOW_CAPACITY_FIELDS
+    seasonal = fields | _TREND_FIELDS | {"base": "seasonal_naive"}
+    if available_steps >= _MIN_STEPS_FOR_YEARLY_CONTEXT:
+        calendar = {"calendar": ("weekday:3", "yearday:10")} if has_calendar else {}
+        low_rate = {"training": {"learning_rate": 0.003, "batch": 64}, "network": {"hidden": 128}}
+        long = fields | {"context": _fit_context(56 * 7, season, available_steps)} | calendar | low_rate
+        return [
+            last_value,
+            long | {"scaling": "standard", "base": "zero"},
+            long | _TREND_FIELDS | {"base": "seasonal_naive"},
+        ]
+    variants = [last_value, seasonal, fields | _SEASONAL_FIELDS]
+    if has_calendar and available_steps >= _YEARS_FOR_CALENDAR * 365:
+        variants.append(seasonal | {"calendar": ("weekday:3", "yearday:3")})
+    return variants
 
 
 def _subdaily_variants(season: int, available_steps: int) -> list[dict[str, Any]]:

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from forecaster.bundle.pretrained.specification import BASE_BLOCK, base_spec
 from forecaster.data.windows import Example, Window
 from forecaster.model.regressor import Regressor, build_network
-from forecaster.bundle.pretrained.specification import base_spec
 from forecaster.shapes import Float, Int
 from forecaster.training.loss import TrainingBatch, prepare_batches
 
-MIN_TARGET_STEPS = 8  # steps ahead that count fully, whatever the season
-FAR_WEIGHT = 0.2  # of the steps beyond two seasons, which few forecasts of such data need
+FULL_STEPS: Mapping[int, int] = {1: 8, 4: 12, 5: 30, 7: 35}
+"""By season: steps ahead that count fully in the loss; by default two seasons."""
+FAR_WEIGHT = 0.2  # of the steps beyond, which few forecasts of such data need
 MAX_TARGET_UNITS = 200.0  # targets that lie further off are left out
 
 
@@ -26,13 +27,13 @@ class BaseNetworks(nn.Module):
     def __init__(self, *, seed: int, fields: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self._fields = dict(fields or {})
-        self.shared = build_network(base_spec(12, horizon=1, **self._fields), seed=seed, season=12)
+        self.shared = build_network(base_spec(12, horizon=BASE_BLOCK, **self._fields), seed=seed, season=12)
         self._by_season: dict[int, Regressor] = {12: self.shared}
 
     def for_season(self, season: int) -> Regressor:
         """Returns the network for a season."""
         if season not in self._by_season:
-            network = build_network(base_spec(season, horizon=1, **self._fields), seed=0, season=season)
+            network = build_network(base_spec(season, horizon=BASE_BLOCK, **self._fields), seed=0, season=season)
             for name, module in self.shared.named_children():
                 setattr(network, name, module)
             network.places = self.shared.places
@@ -69,12 +70,12 @@ def prepare_pretraining_batch(network: Regressor, series: SyntheticSeries) -> Tr
     origins = torch.from_numpy(series.origins)
 
     def select(part: Tensor) -> Tensor:
-        return part.unflatten(1, (-1, network.block))[:, origins]
+        return part.reshape(len(part), -1, network.block)[:, origins]
 
     target = select(batch.target)
     weight = (select(batch.weight) > 0) & (target.abs() <= MAX_TARGET_UNITS)
     ahead = torch.arange(network.block)
-    counts = torch.where(ahead < max(MIN_TARGET_STEPS, 2 * network.season), 1.0, FAR_WEIGHT)
+    counts = torch.where(ahead < FULL_STEPS.get(network.season, max(8, 2 * network.season)), 1.0, FAR_WEIGHT)
     weight = weight * counts
     return batch._replace(
         target=target.flatten(1), weight=(weight / weight.sum().clamp(min=1)).flatten(1), origins=origins

@@ -1,34 +1,49 @@
-"""Selection of a specification for data: among the variants of a preset, by their forecasts of the validation windows."""
+"""Selection of a specification for data: the simplest variant of a preset that does not clearly forecast worse than another.
+
+All variants forecast the same validation windows, and their errors are compared in pairs
+(`forecaster.evaluation.one_standard_error`).
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from forecaster.data.split import hold_out
-from forecaster.errors import HistoryTooShort, NonFiniteLoss
+from forecaster.errors import BadSpec, HistoryTooShort, NonFiniteLoss
+from forecaster.evaluation.one_standard_error import (
+    MAX_EXCESS,
+    ErrorsByWindow,
+    SimplestChoice,
+    choose_simplest,
+)
+from forecaster.evaluation.validation import ValidationErrors
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.spec import Spec
+from forecaster.training.base_variants import build_base_variants
 from forecaster.training.fit import fit, fit_digest
 from forecaster.training.presets import build_candidate_specs
 
 
 class CandidateScore(NamedTuple):
-    """The description of a candidate specification, and its error on the validation windows."""
+    """The description of a candidate specification, its error on the validation windows, and whether it was chosen."""
 
     description: str
     error: float
+    is_chosen: bool = False
 
 
 class SpecSelection(NamedTuple):
-    """A specification and the candidates it was chosen from; there are none if it was given."""
+    """A specification, the candidates it was chosen from, and the reason in a sentence; both are empty if it was given."""
 
     spec: Spec
     candidates: tuple[CandidateScore, ...] = ()
+    reason: str = ""
 
 
 def select_spec(
@@ -45,7 +60,7 @@ def select_spec(
     checkpoint_folder: Path | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> SpecSelection:
-    """Returns the variant of a preset with the best forecasts on the windows before the test.
+    """Returns the simplest variant of a preset that is not clearly worse than the best on the windows before the test.
 
     Args:
         panel: All data.
@@ -91,21 +106,55 @@ def select_spec(
         checkpoint_folder=checkpoint_folder,
         progress=progress,
     )
-    # The errors are empty if there is only one candidate.
+    choice = selection.choice
+    if choice is None:
+        return SpecSelection(selection.spec)
+    descriptions = [describe_variant(spec) for spec in specs]
     candidates = tuple(
-        CandidateScore(describe_variant(spec), error) for spec, error in zip(specs, selection.errors, strict=False)
+        CandidateScore(description, error, index == choice.chosen)
+        for index, (description, error) in enumerate(zip(descriptions, choice.means, strict=True))
     )
-    if candidates:
-        lowest = min(selection.errors)
-        reason = "all variants diverged" if math.isinf(lowest) else f"it has the lowest MASE, {lowest:.4g}"
-        number = 1 + selection.errors.index(lowest)
-        progress.report(f"Variant {number} ({describe_variant(selection.spec)}) is used: {reason}.")
-    return SpecSelection(selection.spec, candidates)
+    reason = describe_choice(choice, descriptions, windows=specs[0].training.valid_windows)
+    progress.report(reason)
+    return SpecSelection(selection.spec, candidates, reason)
 
 
 def describe_variant(spec: Spec) -> str:
     """Describes what the variants of a preset differ in."""
-    return f"{spec.scaling}{' of log' * (spec.transform == 'log')}, base {spec.base}"
+    if spec.training.initial == "base":
+        return "pretrained network, " + (
+            f"fine-tuned by {spec.training.steps} steps" if spec.training.steps else "as it is"
+        )
+    calendar = f", calendar {' '.join(spec.calendar)}" if spec.calendar else ""
+    return f"{spec.scaling}{' of log' * (spec.transform == 'log')}, base {spec.base}{calendar}"
+
+
+def describe_choice(choice: SimplestChoice, descriptions: Sequence[str], *, windows: int) -> str:
+    """Describes a choice among the variants with these descriptions in one sentence: which, its error, and why."""
+    used = f"Variant {choice.chosen + 1} ({descriptions[choice.chosen]}) is used"
+    if not np.isfinite(choice.means[choice.chosen]):
+        return f"{used}: all variants diverged."
+    counted = "the validation window" if windows == 1 else f"the {windows} validation windows"
+    if choice.chosen != choice.best:
+        difference = choice.differences[choice.chosen]
+        return (
+            f"{used}: it is the simplest whose MASE on {counted}, {choice.means[choice.chosen]:.4g}, is not clearly above the "
+            f"lowest, {choice.means[choice.best]:.4g} of variant {choice.best + 1} ({descriptions[choice.best]}); the difference "
+            f"is {difference.mean:.2g}, its standard error {difference.standard_error:.2g} over {difference.units}."
+        )
+    simpler = "; ".join(
+        f"variant {index + 1} diverged"
+        if not np.isfinite(difference.mean)
+        else f"that of variant {index + 1} is larger by {difference.mean:.2g}"
+        + (
+            f", with a standard error of {difference.standard_error:.2g} over {difference.units}"
+            if difference.mean > difference.standard_error
+            else f", which is more than {MAX_EXCESS:.0%} of it"
+        )
+        for index, difference in enumerate(choice.differences[: choice.chosen])
+    )
+    compared = f", and the simpler variants are clearly worse: {simpler}" if simpler else ", and no variant is simpler"
+    return f"{used}: it has the lowest MASE on {counted}, {choice.means[choice.chosen]:.4g}{compared}."
 
 
 def _build_candidates(
@@ -124,6 +173,8 @@ def _build_candidates(
         Spec.parse(spec.model_dump() | dict(columns), where=name) if columns else spec
         for spec in build_candidate_specs(history, horizon=horizon, name=name, preset=preset, season=season)
     ]
+    if not columns and preset != "classic":  # the pretrained network reads no further columns
+        specs = [*build_base_variants(history, specs[0]), *specs]
     for spec in specs:  # an error about short series describes the whole data, not the remaining history
         hold_out(panel, test_windows * horizon + spec.validation_steps, min_history=spec.min_steps + 1)
     return history, specs
@@ -143,15 +194,15 @@ def _find_longest_horizon(build: Callable[[int], object], *, limit: int) -> int:
 
 
 class CandidateSelection(NamedTuple):
-    """The selected specification, and the error of each candidate.
-
-    Attributes:
-        spec: The best specification.
-        errors: Free-running error of each over the seasonal naive's on the validation windows; infinite where the fit failed.
-    """
+    """The selected specification, and the comparison of the candidates; None if there was only one."""
 
     spec: Spec
-    errors: tuple[float, ...]
+    choice: SimplestChoice | None = None
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """The MASE of each candidate on the validation windows; infinite where the fit failed, empty for one candidate."""
+        return () if self.choice is None else self.choice.means
 
 
 def select_on_validation(
@@ -163,21 +214,26 @@ def select_on_validation(
     checkpoint_folder: Path | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> CandidateSelection:
-    """Fits one network of each candidate and selects the best; a single candidate is returned without a fit.
+    """Fits one network of each candidate and selects by `choose_simplest`; a single candidate is returned without a fit.
 
-    The last steps of `panel` (`Spec.validation_steps`) are the validation data; nothing after them is used.
+    The last steps of `panel` (`Spec.validation_steps`) are the validation data; nothing after them is used. Candidates are
+    compared on the series that are long enough for all of them.
 
     Args:
         panel: The data that the selected specification will be fitted on too.
-        candidates: Of one horizon and with validation windows.
+        candidates: From the simplest to the richest, with the same horizon, season and validation windows. What is listed first
+            needs the least evidence to be used.
         accelerator, devices: As for `fit`.
         checkpoint_folder: Folder for one checkpoint per candidate. An interrupted selection resumes from these: it repeats
             neither a finished candidate nor a finished epoch. The caller removes the folder.
         progress: Receives a phase for each candidate.
+    Raises:
+        BadSpec: The candidates do not share horizon, season and validation windows.
     """
     if len(candidates) == 1:
-        return CandidateSelection(candidates[0], ())
-    errors = []
+        return CandidateSelection(candidates[0])
+    _validate_comparable(candidates)
+    results: list[ValidationErrors | None] = []
     for number, spec in enumerate(candidates, start=1):
         single_member, label = spec.model_copy(update={"members": 1}), describe_variant(spec)
         checkpoint = None
@@ -196,9 +252,38 @@ def select_on_validation(
                     label=label,
                 )
             except NonFiniteLoss:
-                errors.append(float("inf"))
+                results.append(None)
                 progress.update(0, f"{label}: diverged")
             else:
-                errors.append(fitted.scores["valid/rollout"])
-                progress.update(fitted.steps, f"{label}: MASE {errors[-1]:.4g} after {fitted.epochs} epochs")
-    return CandidateSelection(candidates[errors.index(min(errors))], tuple(errors))
+                results.append(fitted.validation_errors)
+                error = fitted.scores["valid/rollout"]
+                progress.update(fitted.steps, f"{label}: MASE {error:.4g} after {fitted.epochs} epochs")
+    spec = candidates[0]
+    overlap = max(1.0, spec.horizon / (spec.training.valid_stride or spec.horizon))
+    choice = choose_simplest(_align_series(results), overlap=overlap)
+    return CandidateSelection(candidates[choice.chosen], choice)
+
+
+def _validate_comparable(candidates: Sequence[Spec]) -> None:
+    """Raises BadSpec unless all candidates are validated on the same windows in the same units."""
+    windows = {
+        (spec.horizon, spec.season, spec.training.valid_windows, spec.training.valid_stride) for spec in candidates
+    }
+    if len(windows) > 1 or not candidates[0].training.valid_windows:
+        raise BadSpec(
+            "Expected candidates with the same validation windows, at least one; found horizon, season, valid_windows and "
+            f"valid_stride {', '.join(map(str, sorted(windows, key=str)))}. Give them the same values.",
+            where="candidates",
+        )
+
+
+def _align_series(results: Sequence[ValidationErrors | None]) -> list[ErrorsByWindow | None]:
+    """Returns the errors of every candidate on the series that all were validated on, in one order."""
+    id_sets = [set(result.series_ids) for result in results if result is not None]
+    shared = set.intersection(*id_sets) if id_sets else set()
+    return [
+        None
+        if result is None
+        else result.errors[[index for index, name in enumerate(result.series_ids) if name in shared]]
+        for result in results
+    ]

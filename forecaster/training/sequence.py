@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from forecaster.data.profile import build_training_profile
 from forecaster.data.split import hold_out
 from forecaster.evaluation.backtest import Backtest, backtest
-from forecaster.evaluation.baselines import SEASONAL_NAIVE, ForecastFunction, seasonal_naive
+from forecaster.evaluation.baselines import ForecastFunction, build_baselines
 from forecaster.evaluation.blend_weights import BlendWeights, fit_blend
 from forecaster.evaluation.calibration import calibrate_model
 from forecaster.prediction.predictor import FittedModel, Predictor
@@ -142,9 +142,9 @@ def run_test_backtest(
     test_windows: int,
     progress: Progress = NO_PROGRESS,
 ) -> Backtest:
-    """Backtests a trained model, the reference forecasters and seasonal naive on the last windows."""
+    """Backtests a trained model, the reference forecasters and the baselines on the last windows."""
     spec, season = model.spec, model.season
-    forecasters = {CHALLENGER: Predictor(model), **reference_forecasters, SEASONAL_NAIVE: seasonal_naive(season)}
+    forecasters = {CHALLENGER: Predictor(model), **reference_forecasters, **build_baselines(season=season)}
     return backtest(
         panel,
         forecasters,

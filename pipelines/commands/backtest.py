@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from cyclopts import Parameter
 
 from pipelines.commands.console import print_backtest_scores, warn, write_table
+from pipelines.commands.model_options import resolve_bundle
 from pipelines.commands.options import (
     DataOptions,
     RootOptions,
     is_plot_folder,
-    resolve_bundle,
     validate_counts,
     validate_plot_path,
     validate_table_paths,
@@ -39,13 +39,15 @@ class BacktestOptions:
     "Rolling origins per series; the last one lies a horizon before the end of the data."
     stride: int | None = None
     "Steps between the origins; by default one horizon."
+    season: int | None = None
+    "Steps of the season by which errors are scaled (MASE) and which seasonal naive repeats; by default the model's."
     rival: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
-    "Another bundle folder or registered model (NAME@champion) to compare with the model; may be repeated."
+    "Another bundle folder, registered model (NAME@champion) or `base` to compare with the model; may be repeated."
     baselines: Annotated[tuple[BaselineName, ...], Parameter(negative="", show_default=False)] = ()
     """A statistical baseline, fitted to every history; may be repeated. Time for one history of 70 months: milliseconds for
     naive2 (of the M4 competition) and dynamic_optimized_theta, 0.1 s for auto_ets, 0.5 s for auto_arima. For 700 hours,
     auto_ets takes 1 s; auto_arima takes minutes if the season is long (weeks of a year). All but naive2 need the extra
-    'baselines'. Seasonal naive is always included."""
+    'baselines'. Seasonal naive and the last value are always included."""
     jobs: int = 1
     "Processes that fit baselines in parallel."
     by: str | None = None
@@ -63,7 +65,9 @@ class BacktestOptions:
 
     def validate(self) -> None:
         """Rejects invalid options and output paths that cannot be written, before any work; raises InputError."""
-        validate_counts(horizon=self.horizon, windows=self.windows, stride=self.stride, jobs=self.jobs)
+        validate_counts(
+            horizon=self.horizon, windows=self.windows, stride=self.stride, season=self.season, jobs=self.jobs
+        )
         validate_table_paths(out=self.out, scores=self.scores)
         validate_plot_path(self.plot)
 
@@ -79,12 +83,12 @@ def backtest(
     data_options: DataOptions = _DATA_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Scores a model, seasonal naive, other models and statistical baselines on the last rolling origins of the data.
+    """Scores a model, other models, naive and statistical baselines on the last rolling origins of the data.
 
     Parameters
     ----------
     model
-        A bundle folder, or a registered model as NAME or NAME@ALIAS.
+        A bundle folder, a registered model as NAME or NAME@ALIAS, or `base` for the pretrained network.
     data
         Input data, as for train.
     """
@@ -102,6 +106,7 @@ def backtest(
         horizon=options.horizon,
         windows=options.windows,
         stride=options.stride,
+        season=options.season,
         levels=options.levels,
         group_by=options.by,
         n_jobs=options.jobs,
@@ -110,7 +115,13 @@ def backtest(
     )
     for message in report.messages:
         warn(message)
-    print_backtest_scores(report.overall_scores, report.comparisons, report.dash_reasons, report.result.scale_note)
+    print_backtest_scores(
+        report.overall_scores,
+        report.comparisons,
+        report.dash_reasons,
+        report.result.scale_note,
+        season=report.season,
+    )
     write_table(options.out, lambda: report.result.to_frame(levels=sorted(set(options.levels))))
     write_table(options.scores, lambda: report.scores)
     if options.plot is not None:
@@ -122,17 +133,18 @@ def backtest(
 def load_bundles(model: str, other_models: Sequence[str], root_options: RootOptions) -> dict[str, LoadedBundle]:
     """Loads the model and the other models by distinct names: the name of the specification, or as registered."""
     from forecaster.bundle import artifact
-    from forecaster.evaluation.baselines import SEASONAL_NAIVE
+    from forecaster.bundle.pretrained.base import BASE_FOLDER
+    from forecaster.evaluation.baselines import BASELINES
     from pipelines.backtest import LoadedBundle
 
     bundles: dict[str, LoadedBundle] = {}
     for reference in (model, *other_models):
         folder = resolve_bundle(reference, root_options)
         fitted = artifact.load_bundle(folder)
-        use_registered_name = bool(bundles) and not Path(reference).is_dir()
+        use_registered_name = bool(bundles) and not Path(reference).is_dir() and folder != BASE_FOLDER
         registered_name = reference if "@" in reference else f"{reference}@champion"
         name = registered_name if use_registered_name else fitted.spec.name
-        taken = {*bundles, *get_args(BaselineName), SEASONAL_NAIVE}
+        taken = {*bundles, *get_args(BaselineName), *BASELINES}
         numbered = (f"{name} {number}" for number in count(2))
         unique_name = name if name not in taken else next(other for other in numbered if other not in taken)
         bundles[unique_name] = LoadedBundle(folder, fitted)

@@ -30,6 +30,7 @@ _OPTIONS_OF_ARGUMENTS = {
     "columns": "--id-column, --ds-column, --y-column",
     "blend": "--blend",
     "members": "--members",
+    "season": "--season",
     "test_windows": "--test-windows",
 }
 _OWN_PACKAGES = ("forecaster", "pipelines", "serving")
@@ -109,15 +110,23 @@ def get_table_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def print_scores(scores: Mapping[str, Mapping[str, float]], scale_note: str | None = None) -> None:
-    """Prints the scores, one row per forecaster, and a note on their scale."""
+def print_scores(scores: Mapping[str, Mapping[str, float]], scale_note: str | None = None, *, season: int) -> None:
+    """Prints the scores, one row per forecaster, the season of their scale, and a note on it."""
     if not scores:
         return
     headings = [_SCORE_COLUMNS.get(name, name.upper()) for name in next(iter(scores.values()))]
     rows = [(name, [_format_value(value, ".4g") for value in values.values()]) for name, values in scores.items()]
     print("\n".join(format_table(headings, rows, width=get_table_width())))
+    print(format_season(season))
     if scale_note is not None:
         print(scale_note)
+
+
+def format_season(season: int) -> str:
+    """Describes the season by which errors are scaled, and how it is set."""
+    if season == 1:
+        return "season  1 step (no season: errors are relative to those of the last value; set it with --season)"
+    return f"season  {season} steps (MASE and RMSSE are relative to the errors of seasonal naive; set it with --season)"
 
 
 def print_verdict(verdict: Verdict) -> None:
@@ -145,8 +154,10 @@ def print_backtest_scores(
     comparisons: Mapping[str, SignificanceResult],
     dash_reasons: Sequence[str] = (),
     scale_note: str | None = None,
+    *,
+    season: int,
 ) -> None:
-    """Prints the scores, one row per forecaster, how the errors of the others differ from the first one's, and every dash."""
+    """Prints the scores, one row per forecaster, how the errors of the others differ from the first's, season and dashes."""
     columns = {
         metric: heading
         for metric, heading in _SCORE_COLUMNS.items()
@@ -169,6 +180,7 @@ def print_backtest_scores(
         print(
             f"+MASE: difference from the MASE of {model_name} on the same windows; p of no difference: {', '.join(tests)}"
         )
+    print(format_season(season))
     if scale_note is not None:
         print(scale_note)
     for reason in dash_reasons:
@@ -180,7 +192,8 @@ def _format_value(value: float | None, format_spec: str) -> str:
 
 
 def print_tuning_result(result: TuningResult) -> None:
-    """Prints the five best trials, and the score of the best one with that of seasonal naive."""
+    """Prints the five best trials, and the score of the best one with those of the baselines."""
+    from pipelines.tuning.search import format_baseline_values
     from pipelines.tuning.search_space import format_params
 
     print(f"{'trial':>5}{'rollout':>10}{'epochs':>8}{'seconds':>9}  parameters")
@@ -189,8 +202,9 @@ def print_tuning_result(result: TuningResult) -> None:
             f"{trial.trial:>5}{trial.value:>10.4g}{trial.epochs:>8}{trial.seconds or 0.0:>9.1f}  {format_params(trial.params)}"
         )
     print(
-        f"best    {result.best_value:.4g}, seasonal naive {result.seasonal_naive_value:.4g} on the same validation windows (MASE)"
+        f"best    {result.best_value:.4g}, {format_baseline_values(result.baseline_values)} on the same validation windows (MASE)"
     )
+    print(format_season(result.season))
     print(f"written {result.output_path}\nrun     {result.run_id}")
 
 

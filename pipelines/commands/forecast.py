@@ -11,19 +11,20 @@ from cyclopts import Parameter
 
 from forecaster.errors import ForecasterError, InputError
 from pipelines.commands.console import name_options, warn, write_table
+from pipelines.commands.model_options import PretrainedOptions, resolve_bundle
 from pipelines.commands.options import (
     DataOptions,
     RootOptions,
-    resolve_bundle,
     validate_counts,
     validate_output_paths,
     validate_table_paths,
 )
 
 if TYPE_CHECKING:
+    from forecaster.prediction.predictor import Predictor
     from forecaster.series import Forecast, Panel
 
-_ROOT_OPTIONS, _DATA_OPTIONS = RootOptions(), DataOptions()
+_ROOT_OPTIONS, _DATA_OPTIONS, _PRETRAINED_OPTIONS = RootOptions(), DataOptions(), PretrainedOptions()
 _MAX_MESSAGES = 10  # errors of single series that are reported individually
 
 
@@ -45,44 +46,56 @@ def forecast(
     out: Path | None = None,
     plot: Path | None = None,
     data_options: DataOptions = _DATA_OPTIONS,
+    pretrained_options: PretrainedOptions = _PRETRAINED_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Forecasts the series of the data, as a table with the columns `unique_id, ds, mean` and one column per level.
 
+    With DATA alone, the pretrained network forecasts them: `forecaster forecast data.csv --horizon 12` needs no training.
+
     Parameters
     ----------
     model
-        A bundle folder, or a registered model as NAME or NAME@ALIAS; leave it out with --url.
+        A bundle folder, or a registered model as NAME or NAME@ALIAS; leave it out for the pretrained network, and with --url.
     data
         Input data, as for train.
     url
         A service to use instead of MODEL (http://HOST:PORT); its API key, if it needs one, is read from FORECASTER_KEY.
     horizon
-        Steps ahead; by default the model's horizon.
+        Steps ahead; by default the model's horizon, of the pretrained network the usual one of the frequency.
     levels
-        The level of a calibrated quantile; may be repeated: `--levels 0.1 --levels 0.9` are the bounds of an 80 % interval.
+        The level of a quantile; may be repeated: `--levels 0.1 --levels 0.9` are the bounds of an 80 % interval.
     out
         File for the table (CSV or Parquet); by default CSV is printed.
     plot
         A file (x.png, .svg or .pdf) for a plot of the first series.
     """
+    from forecaster.bundle.pretrained.base import BASE_FOLDER
     from forecaster.data.forecast_table import build_forecast_table
     from forecaster.series import Forecast
 
     validate_counts(horizon=horizon)
     validate_table_paths(out=out)
     validate_output_paths(plot=plot)
-    if url is None and model is None:
-        raise InputError("Expected MODEL or --url SERVICE; found neither. Give one of them.", where="model")
+    if url is None and model is None and data_options.sql is None:
+        raise InputError(
+            "Expected DATA for the pretrained network, MODEL and DATA, or --url SERVICE; found none. Give one of them.",
+            where="model",
+        )
+    if url is None and data is None and data_options.sql is None:
+        _refuse_model_alone(model)
+        model, data = None, model
     if url is not None and data is not None:
         raise InputError(
             f"Expected only DATA with --url, because the service has the model; found {model} {data}. Leave the model out.",
             where="model",
         )
     if url is None:
-        assert model is not None
-        result = _forecast_locally(model, data, horizon, levels, data_options, root_options)
+        folder = BASE_FOLDER if model is None else resolve_bundle(model, root_options)
+        pretrained_options.validate([folder])
+        result = _forecast_locally(folder, data, horizon, levels, data_options, pretrained_options)
     else:  # with --url the first argument is the data
+        pretrained_options.validate([])
         result = _forecast_over_http(url, model, horizon, levels, data_options)
     forecasts = [outcome for outcome in result.outcomes if isinstance(outcome, Forecast)]
     _print_messages(result, forecasts)
@@ -97,31 +110,67 @@ def forecast(
         plot_forecast(history, forecasts[0], title=f"{result.model_name}: forecast of {history.id}").savefig(plot)
 
 
+def _refuse_model_alone(argument: str | None) -> None:
+    """Raises InputError if the only argument cannot be data: without MODEL it is DATA, which the pretrained network forecasts."""
+    from forecaster.bundle.files import MANIFEST_FILE
+    from pipelines.sources import BUILT_IN_DATASETS, is_table_name
+
+    if argument is None or argument in BUILT_IN_DATASETS or "://" in argument or is_table_name(argument):
+        return
+    path = Path(argument)
+    if not path.exists() or (path / MANIFEST_FILE).is_file():
+        found = "a bundle" if path.exists() else "no data of that name"
+        raise InputError(
+            f"Expected MODEL and DATA, or DATA alone for the pretrained network; found only {argument!r}, {found}. Give the data "
+            "too, or correct the path.",
+            where="data",
+        )
+
+
 def _forecast_locally(
-    reference: str,
+    folder: Path,
     data: str | None,
     horizon: int | None,
     levels: tuple[float, ...],
     data_options: DataOptions,
-    root_options: RootOptions,
+    pretrained_options: PretrainedOptions,
 ) -> _ForecastResult:
     from forecaster.bundle import artifact
+    from forecaster.bundle.pretrained.base import BASE_FOLDER
     from forecaster.data.summary import describe_size
     from forecaster.progress.display import LOG_INTERVAL_S, create_display
     from forecaster.statistical.blend import format_blend_weights
     from pipelines.sources import read_panel
 
     source, now = data_options.to_data_source(data), datetime.now(UTC)
-    predictor = artifact.load_predictor(resolve_bundle(reference, root_options), clock=lambda: now)
-    model = predictor.fitted_model
-    if model.blend_weights:
-        warn(f"{model.spec.name} is a blend: {format_blend_weights(model.blend_weights)}")
     progress = create_display(min_phase_s=LOG_INTERVAL_S)
-    panel = read_panel(source.for_model(model.spec, model.encoding), now=now, progress=progress)
+    if folder == BASE_FOLDER:
+        panel = read_panel(source._replace(values_only=True), now=now, progress=progress)
+        predictor = _build_pretrained(panel, horizon, pretrained_options, now)
+    else:
+        predictor = artifact.load_predictor(folder, clock=lambda: now)
+        model = predictor.fitted_model
+        if model.blend_weights:
+            warn(f"{model.spec.name} is a blend: {format_blend_weights(model.blend_weights)}")
+        panel = read_panel(source.for_model(model.spec, model.encoding), now=now, progress=progress)
+    spec = predictor.fitted_model.spec
     with progress.phase("forecast"):
         progress.update(0, describe_size(panel))
-        outcomes = predictor.forecast_batch(panel.series, horizon or model.spec.horizon, levels=levels)
-    return _ForecastResult(model.spec.name, panel, outcomes)
+        outcomes = predictor.forecast_batch(panel.series, horizon or spec.horizon, levels=levels)
+    return _ForecastResult(spec.name, panel, outcomes)
+
+
+def _build_pretrained(panel: Panel, horizon: int | None, options: PretrainedOptions, now: datetime) -> Predictor:
+    """Returns the pretrained network for the data of a panel, and says on standard error that it is used."""
+    from forecaster.bundle.pretrained.base import specialize_to_panel
+    from forecaster.prediction.predictor import Predictor
+
+    model = specialize_to_panel(panel, horizon=horizon, season=options.season)
+    warn(
+        f"forecast by the pretrained network {model.spec.name!r}, which has not seen these data (frequency {model.freq}, season "
+        f"{model.season}); a model of your own: forecaster train DATA --horizon {model.spec.horizon}"
+    )
+    return Predictor(model, clock=lambda: now)
 
 
 def _forecast_over_http(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from forecaster.errors import BadId, InputError
 from pipelines.commands.console import warn, write_table
+from pipelines.commands.model_options import PretrainedOptions, resolve_bundle
 from pipelines.commands.options import (
     DataOptions,
     RootOptions,
-    resolve_bundle,
     validate_counts,
     validate_output_paths,
     validate_table_paths,
@@ -20,7 +20,7 @@ from pipelines.commands.options import (
 if TYPE_CHECKING:
     from forecaster.explain.attribution import Explanation
 
-_ROOT_OPTIONS, _DATA_OPTIONS = RootOptions(), DataOptions()
+_ROOT_OPTIONS, _DATA_OPTIONS, _PRETRAINED_OPTIONS = RootOptions(), DataOptions(), PretrainedOptions()
 _MAX_ATTRIBUTIONS = 5  # attributions that are printed
 
 
@@ -34,6 +34,7 @@ def inspect(
     plot: Path | None = None,
     out: Path | None = None,
     data_options: DataOptions = _DATA_OPTIONS,
+    pretrained_options: PretrainedOptions = _PRETRAINED_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Explains a forecast: the half-life of the recurrent state, its gates, and the attribution of the forecast to past values.
@@ -41,7 +42,7 @@ def inspect(
     Parameters
     ----------
     model
-        A bundle folder, or a registered model as NAME or NAME@ALIAS.
+        A bundle folder, a registered model as NAME or NAME@ALIAS, or `base` for the pretrained network.
     data
         Input data, as for train.
     series
@@ -56,6 +57,7 @@ def inspect(
         File for a table with one row per step (CSV or Parquet).
     """
     from forecaster.bundle import artifact
+    from forecaster.bundle.pretrained.base import BASE_FOLDER, specialize_to_panel
     from forecaster.explain.attribution import MAX_STEPS, explain
     from pipelines.sources import read_panel
 
@@ -67,8 +69,14 @@ def inspect(
     validate_table_paths(out=out)
     validate_output_paths(plot=plot)
     source = data_options.to_data_source(data)
-    fitted = artifact.load_bundle(resolve_bundle(model, root_options))
-    panel = read_panel(source.for_model(fitted.spec, fitted.encoding), now=datetime.now(UTC))
+    folder, now = resolve_bundle(model, root_options), datetime.now(UTC)
+    pretrained_options.validate([folder])
+    if folder == BASE_FOLDER:
+        panel = read_panel(source._replace(values_only=True), now=now)
+        fitted = specialize_to_panel(panel, horizon=horizon, season=pretrained_options.season).to_fitted_model()
+    else:
+        fitted = artifact.load_bundle(folder)
+        panel = read_panel(source.for_model(fitted.spec, fitted.encoding), now=now)
     for repair in panel.repairs:
         warn(repair)
     matches = [candidate for candidate in panel.series if series is None or candidate.id == series]

@@ -1,4 +1,4 @@
-"""Options and arguments that commands share: the root, how to read data, the specification and the bundle."""
+"""Options and arguments that commands share: the root, how to read data, and the specification."""
 
 from __future__ import annotations
 
@@ -154,6 +154,9 @@ class SpecOptions:
     frequency, chosen on the last windows before the test."""
     horizon: int | None = None
     "Steps ahead; overrides the specification."
+    season: int | None = None
+    """Steps of a season (7: a week of days), by which errors are weighted and judged and which seasonal naive repeats; overrides
+    the specification. By default the usual season of the frequency."""
     preset: str | None = None
     "Preset to use instead of the one of the frequency: classic, yearly, quarterly, monthly, weekly, daily or hourly."
     members: int | None = None
@@ -180,7 +183,7 @@ class SpecOptions:
                 f"Expected either --config or --preset; found both {self.config} and {self.preset}. Leave one out.",
                 where="preset",
             )
-        validate_counts(horizon=self.horizon, members=self.members)
+        validate_counts(horizon=self.horizon, members=self.members, season=self.season)
         spec = fallback if self.config is None else read_spec(self.config)
         if spec is None:
             assert self.horizon is not None
@@ -215,7 +218,13 @@ class SpecOptions:
         assert self.horizon is not None
         name = derive_model_name(data.name)
         with keep_variant_checkpoints(
-            panel, root, name=name, horizon=self.horizon, preset=self.preset, test_windows=test_windows
+            panel,
+            root,
+            name=name,
+            horizon=self.horizon,
+            preset=self.preset,
+            season=self.season,
+            test_windows=test_windows,
         ) as folder:
             with lock_variants(folder):
                 selection = select_spec(
@@ -223,6 +232,7 @@ class SpecOptions:
                     name=name,
                     horizon=self.horizon,
                     preset=self.preset,
+                    season=self.season,
                     test_windows=test_windows,
                     accelerator=device_options.accelerator,
                     devices=device_options.devices,
@@ -234,7 +244,9 @@ class SpecOptions:
     def _override(self, spec: Spec, seed: int | None) -> Spec:
         """Returns a specification with the overrides of the command; raises BadSpec."""
         where = str(self.config or "--horizon")
-        return spec.override(horizon=self.horizon, members=self.members, blend=self.blend, seed=seed, where=where)
+        return spec.override(
+            horizon=self.horizon, season=self.season, members=self.members, blend=self.blend, seed=seed, where=where
+        )
 
 
 def format_arguments(values: Mapping[str, Any]) -> list[str]:
@@ -313,15 +325,3 @@ def validate_table_paths(**paths: Path | None) -> None:
                 f"Expected --{name} with a name ending in {', '.join(_TABLE_SUFFIXES)}; found {path}. Use another file name.",
                 where=name,
             )
-
-
-def resolve_bundle(model: str, root_options: RootOptions) -> Path:
-    """Returns the bundle folder of a model: the given folder, or a download from the registry by NAME or NAME@ALIAS."""
-    from forecaster.registry.registry import Registry
-    from pipelines.promotion.promote import fetch_bundle
-
-    if Path(model).is_dir():
-        return Path(model)
-    root = root_options.open_existing_root()
-    name, _, alias = model.partition("@")
-    return fetch_bundle(Registry(root.store_uri).resolve(name, alias or "champion"), root)

@@ -12,15 +12,20 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from forecaster.errors import InputError, NoSuchModel, RegistryError, suggest_name
+from forecaster.errors import InputError, RegistryError, suggest_name
 from forecaster.installation import describe_missing_module
 from pipelines.commands.console import warn
 from pipelines.commands.options import RootOptions
-from pipelines.settings import SERVING_PREFIX
+from pipelines.settings import SERVING_PREFIX, Root
 
 _ROOT_OPTIONS = RootOptions()
 _DEFAULT_ALIAS = "champion"  # the alias that the service follows by default
 _MAX_PORT = 65535
+_PRETRAINED_NAME = "base"
+_PRETRAINED_NOTE = (
+    "serving 'base', the pretrained network: it forecasts series of any frequency, and none of your data trained it. To serve a "
+    "registered model, name it: forecaster serve NAME"
+)
 _MAX_NAMES = 20  # registered models that an error names
 
 
@@ -36,12 +41,13 @@ def serve(
 ) -> None:
     """Serves the champion of a registered model over HTTP, and switches to a new champion when one is promoted.
 
+    Without a model it serves `base`, the pretrained network that ships with the package: series of any frequency, no training.
     A blend with statistical models also needs the extra 'baselines'; without it the service rejects the blend.
 
     Parameters
     ----------
     model
-        The registered model; by default the model that was served last.
+        The registered model; by default the model that was served last from this root, or else `base`.
     host
         Address to listen on; by default 127.0.0.1.
     port
@@ -67,16 +73,28 @@ def serve(
     environment = build_serving_environment(
         os.environ, root, model=model, host=host, port=port, keys=keys, root_path=root_path
     )
-    if model is None and environment["FORECASTER_SERVING_SLOT"] == str(root.slot) and not root.slot.exists():
-        raise NoSuchModel(
-            f"Expected a model to serve; no name was given, and no model was served from {root.path} before. "
-            "Name a registered model: forecaster serve NAME, or FORECASTER_SERVING_MODEL=NAME.",
-            where="model",
+    if _is_pretrained(model, environment, root, wait=wait):
+        environment = build_serving_environment(
+            os.environ, root, model=None, host=host, port=port, keys=keys, root_path=root_path, pretrained=True
         )
-    if model is not None and not wait:
+        warn(_PRETRAINED_NOTE)
+    elif model is not None and not wait:
         _require_model(model, environment)
     # Run by name rather than imported: serving and pipelines meet only in the registry.
     os.execve(sys.executable, [sys.executable, "-m", "serving"], environment)  # noqa: S606
+
+
+def _is_pretrained(model: str | None, environment: Mapping[str, str], root: Root, *, wait: bool) -> bool:
+    """Returns whether the pretrained network is served: by its name if no registered model has it, or if nothing was ever served.
+
+    A slot of another place is filled by another process, so the service waits for that. Raises RegistryError.
+    """
+    slot = Path(environment[f"{SERVING_PREFIX}SLOT"])
+    if model is None:
+        return slot == root.slot and not os.path.lexists(slot / "current")
+    if model != _PRETRAINED_NAME or wait or _read_served_name(slot) == model:
+        return False
+    return model not in _read_aliases(environment[f"{SERVING_PREFIX}REGISTRY"])
 
 
 def _require_model(name: str, environment: Mapping[str, str]) -> None:

@@ -14,12 +14,12 @@ from cyclopts import Parameter
 from forecaster.errors import LedgerError, MissingPackage, RefusedByGate
 from forecaster.installation import DISTRIBUTION, describe_missing_module
 from pipelines.commands.console import name_options, print_scores, print_verdict, warn, warn_about_partial_periods
+from pipelines.commands.model_options import resolve_bundle
 from pipelines.commands.options import (
     DataOptions,
     DeviceOptions,
     RootOptions,
     SpecOptions,
-    resolve_bundle,
     validate_counts,
 )
 from pipelines.commands.schedule import ScheduleOptions, schedule_command
@@ -70,7 +70,7 @@ def train(
     root = root_options.open_root()
     options = training.TrainOptions(
         test_windows=test_windows,
-        record=_can_record(root),
+        record=can_record(root),
         accelerator=device_options.accelerator,
         devices=device_options.devices,
     )
@@ -89,16 +89,17 @@ def train(
         device_options=device_options,
         progress=progress,
     ) as selection:
-        options = replace(options, candidates=selection.candidates)
+        options = replace(options, candidates=selection.candidates, selection_reason=selection.reason)
         result = training.train(source, selection.spec, root, options, panel=panel, initial=initial, progress=progress)
-    print_scores(result.scores, None if result.backtest is None else result.backtest.scale_note)
+    scale_note = None if result.backtest is None else result.backtest.scale_note
+    print_scores(result.scores, scale_note, season=result.model.season)
     run_id = result.run_id or f"not recorded: MLflow is not installed (pip install '{DISTRIBUTION}[track]')"
     print(f"bundle  {result.bundle}\nrun     {run_id}\ndigest  {result.digest}")
     if result.advice is not None:
         warn(name_options(result.advice))
 
 
-def _can_record(root: Root) -> bool:
+def can_record(root: Root) -> bool:
     """Whether MLflow is installed, for the database of a root as well (MLflow's small distribution lacks it).
 
     Raises MissingPackage if it is not, and a tracking server was declared.
@@ -132,7 +133,7 @@ def retrain(
     data_options: DataOptions = _DATA_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Trains a challenger, and promotes it if it is better than champion and seasonal naive on the same origins.
+    """Trains a challenger, and promotes it if it is better than champion and baselines on the same origins.
 
     Exits with 0 if it was promoted and with 3 if it was not, so it can be run from cron. The same data, specification, policy
     and code give one version: a repeated call, also after an interruption, returns the recorded verdict.
@@ -202,12 +203,11 @@ def retrain(
         device_options=device_options,
         progress=progress,
     ) as selection:
-        options = replace(options, candidates=selection.candidates)
+        options = replace(options, candidates=selection.candidates, selection_reason=selection.reason)
         result = retraining.retrain(source, selection.spec, root, options, panel=panel, progress=progress)
     print(f"key     {result.key}{' (done before; this is the recorded verdict)' if result.already_done else ''}")
-    print_scores(
-        result.training.scores, None if result.training.backtest is None else result.training.backtest.scale_note
-    )
+    scale_note = None if result.training.backtest is None else result.training.backtest.scale_note
+    print_scores(result.training.scores, scale_note, season=result.training.model.season)
     print_verdict(result.verdict)
     print(f"report  {result.report_path}")
     version = f"{result.version.name} version {result.version.number}"

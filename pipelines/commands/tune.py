@@ -22,6 +22,7 @@ def tune(
     *,
     horizon: int | None = None,
     config: Path | None = None,
+    season: int | None = None,
     trials: int = 40,
     timeout: float | None = None,
     seed: int = 0,
@@ -42,6 +43,8 @@ def tune(
         Steps ahead; overrides the specification.
     config
         Specification in YAML where the search starts; by default the preset of the data's frequency.
+    season
+        Steps of a season, as for train; overrides the specification.
     trials
         Number of specifications to train, including those of an earlier call with the same arguments.
     timeout
@@ -63,7 +66,7 @@ def tune(
     from pipelines.tuning.search import validate_search
 
     source = data_options.to_data_source(data)
-    spec_options = SpecOptions(config, horizon)
+    spec_options = SpecOptions(config, horizon, season)
     center = spec_options.read_spec()
     checked = _set_valid_windows(center or Spec(name="placeholder", context=1, horizon=horizon or 1), valid_windows)
     device_options.validate()

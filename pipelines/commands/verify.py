@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipelines.commands.options import RootOptions, resolve_bundle
+from pipelines.commands.model_options import resolve_bundle
+from pipelines.commands.options import RootOptions
 
 _ROOT_OPTIONS = RootOptions()
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forecaster.evaluation import baselines
 from forecaster.evaluation.backtest import Backtest
+from forecaster.evaluation.baselines import BASELINES, SEASONAL_NAIVE, format_baseline
 from forecaster.evaluation.bootstrap import PairedGain, choose_block_length, compute_paired_gain
 from forecaster.evaluation.scores import group_series
 from forecaster.metrics import nanmean
@@ -18,7 +18,6 @@ from forecaster.registry.registry import CHALLENGER, CHAMPION
 from forecaster.shapes import Bool, Float64
 from pipelines.promotion.policy import Policy
 
-SEASONAL_NAIVE = baselines.SEASONAL_NAIVE
 NOMINAL_COVERAGE = 0.8  # nominal coverage of the intervals that are checked
 _EXACT_SHARE = 1e-6  # about the rounding error of networks in float32
 GATE_LEVELS = tuple(round((1 + side * NOMINAL_COVERAGE) / 2, 6) for side in (-1, 1))
@@ -88,9 +87,9 @@ class Verdict(NamedTuple):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """The reasons of the failed checks; if none failed, those of the comparisons with seasonal naive and the champion."""
+        """The reasons of the failed checks; if none failed, those of the comparisons with the baselines and the champion."""
         checks = [check for check in self.checks if check.passed is False]
-        checks = checks or [check for check in self.checks if check.name in (SEASONAL_NAIVE, CHAMPION)]
+        checks = checks or [check for check in self.checks if check.name in (*BASELINES, CHAMPION)]
         return tuple(check.reason for check in checks)
 
     def __str__(self) -> str:
@@ -128,7 +127,7 @@ def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | N
     checks = (
         _check_finite(result.forecasts[CHALLENGER]),
         _check_enough_data(errors[CHALLENGER], errors[SEASONAL_NAIVE] > floor, gain, policy),
-        _check_seasonal_naive(mean_errors[CHALLENGER], mean_errors[SEASONAL_NAIVE], policy),
+        *_check_baselines(mean_errors, policy),
         _check_incomparable(evidence.champion_differences, policy)
         if has_champion and not is_comparable
         else _check_champion(mean_errors, gain, policy),
@@ -141,30 +140,36 @@ def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | N
 
 
 def judge_reported_scores(
-    challenger_scores: Mapping[str, float | None],
-    naive_scores: Mapping[str, float | None],
-    policy: Policy,
-    evidence: Evidence,
+    scores: Mapping[str, Mapping[str, float | None]], policy: Policy, evidence: Evidence
 ) -> Verdict:
     """Judges a challenger by the scores in its bundle, for use when the raw errors are not available.
 
-    MASE is compared; the mean absolute error (MAE) if no series has a scale (constant series have none). The check fails
-    if neither score is available.
+    MASE is compared; the mean absolute error (MAE) if no series has a scale (constant series have none). The check of a
+    baseline fails if neither score is available. Bundles of earlier versions have no scores of the last value, which is then
+    not compared.
+
+    Args:
+        scores: By forecaster, then by metric.
+        policy: Thresholds of the gate.
+        evidence: Measurements of the bundle.
     """
-    pairs = (
-        (name, challenger_scores[measure], naive_scores[measure])
-        for name, measure in (("MASE", "mase"), ("MAE", "mae"))
-    )
-    available = ((metric, ours, naive) for metric, ours, naive in pairs if ours is not None and naive is not None)
-    scores = next(available, None)
-    check = (
-        Check(SEASONAL_NAIVE, False, None, None, "the bundle has no score to compare with that of seasonal naive")
-        if scores is None
-        else _check_seasonal_naive(scores[1], scores[2], policy, metric=scores[0])
+    checks = tuple(
+        _check_reported_baseline(name, scores[CHALLENGER], scores[name], policy) for name in BASELINES if name in scores
     )
     differences = evidence.champion_differences
     incomparable = (_check_incomparable(differences, policy),) if differences else ()
-    return Verdict((check, *incomparable, *_check_evidence(evidence, policy)))
+    return Verdict((*checks, *incomparable, *_check_evidence(evidence, policy)))
+
+
+def _check_reported_baseline(
+    name: str, scores: Mapping[str, float | None], baseline_scores: Mapping[str, float | None], policy: Policy
+) -> Check:
+    for metric, measure in (("MASE", "mase"), ("MAE", "mae")):
+        error, baseline_error = scores[measure], baseline_scores[measure]
+        if error is not None and baseline_error is not None:
+            return _check_baseline(name, error, baseline_error, policy, metric=metric)
+    reason = f"the bundle has no score to compare with that of {format_baseline(name)}"
+    return Check(name, False, None, None, reason)
 
 
 def _check_evidence(evidence: Evidence, policy: Policy) -> tuple[Check, ...]:
@@ -270,14 +275,19 @@ def _check_enough_data(
     return Check("enough", units >= policy.least, float(units), float(policy.least), reason)
 
 
-def _check_seasonal_naive(
-    challenger_error: float, naive_error: float, policy: Policy, *, metric: str = "MASE"
-) -> Check:
-    bound = naive_error * (1 + policy.naive_room)
-    passed = challenger_error <= bound
+def _check_baselines(mean_errors: Mapping[str, float], policy: Policy) -> Iterator[Check]:
+    """Compares the challenger with every baseline of the backtest."""
+    for name in BASELINES:
+        if name in mean_errors:
+            yield _check_baseline(name, mean_errors[CHALLENGER], mean_errors[name], policy)
+
+
+def _check_baseline(name: str, error: float, baseline_error: float, policy: Policy, *, metric: str = "MASE") -> Check:
+    bound = baseline_error * (1 + policy.naive_room)
+    passed = error <= bound
     verb = "beats" if passed else "does not beat"
-    reason = f"{metric} {challenger_error:.4f} {verb} seasonal naive's {naive_error:.4f}"
-    return Check(SEASONAL_NAIVE, passed, challenger_error, bound, reason)
+    reason = f"{metric} {error:.4f} {verb} {format_baseline(name)}'s {baseline_error:.4f}"
+    return Check(name, passed, error, bound, reason)
 
 
 def _check_incomparable(differences: Sequence[str], policy: Policy) -> Check:

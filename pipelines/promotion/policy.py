@@ -20,7 +20,7 @@ class Policy(BaseModel):
         margin: Smallest relative gain over the champion: 0.005 is half a percent of its mean scaled error.
         confidence: One-sided confidence with which the gain must be above zero.
         least: Number of series, or of windows, that a comparison with the champion needs.
-        naive_room: Share by which the error may exceed that of seasonal naive.
+        naive_room: Share by which the error may exceed that of seasonal naive, and that of the last value.
         group_room: Share by which the error of any group of series may exceed the champion's.
         group_by: Static column that defines the groups; without one, every static column that all series have, or else
             quarters of the series by scale.

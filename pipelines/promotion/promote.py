@@ -32,7 +32,7 @@ from pipelines.promotion.evidence import (
     find_frequency_difference,
     utc_now,
 )
-from pipelines.promotion.gate import SEASONAL_NAIVE, Evidence, Verdict, judge_reported_scores
+from pipelines.promotion.gate import Evidence, Verdict, judge_reported_scores
 from pipelines.promotion.policy import Policy
 from pipelines.promotion.report import parse_verdict_json, render_verdict_html, render_verdict_json
 from pipelines.settings import Root
@@ -112,7 +112,7 @@ def promote_version(
 
     A stored verdict of the gate holds: a version that the gate rejected needs `force` and a `reason`, which is written to the
     audit log. A version without a verdict is judged by the backtest scores in its bundle: unless forced, it must not be worse
-    than seasonal naive, its bundle must not be too large, it must have the champion's frequency, and its data must end neither
+    than a baseline, its bundle must not be too large, it must have the champion's frequency, and its data must end neither
     before the champion's nor after the present. All checks of the gate are made by `retrain` only.
 
     Raises:
@@ -144,14 +144,14 @@ def promote_version(
             steps_behind=None if champion_model is None else count_steps_behind(model, champion_model),
             champion_differences=() if champion_model is None else find_frequency_difference(model, champion_model),
         )
-        verdict = judge_reported_scores(scores[CHALLENGER], scores[SEASONAL_NAIVE], policy or Policy(), evidence)
+        verdict = judge_reported_scores(scores, policy or Policy(), evidence)
         if not verdict.should_promote:
             raise RefusedByGate(
                 f"{version} should pass the gate; {'; '.join(verdict.reasons)}. Train a better model, or promote this "
                 "version with --force.",
                 where=name,
             )
-    recorded_reason = f"forced{overruled_checks}" if force else "at least as good as seasonal naive in its own backtest"
+    recorded_reason = f"forced{overruled_checks}" if force else "at least as good as the baselines in its own backtest"
     recorded_reason += f": {reason}" if reason else ""
     registry.promote(
         version,

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from forecaster.evaluation.backtest import Backtest
+from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.evaluation.plots import (
     BASELINE_COLOR,
     FORECAST_COLOR,
@@ -23,7 +24,7 @@ from forecaster.evaluation.plots import (
 )
 from forecaster.registry.registry import CHALLENGER
 from pipelines.html_page import render_figure, render_page
-from pipelines.promotion.gate import SEASONAL_NAIVE, Check, Verdict
+from pipelines.promotion.gate import Check, Verdict
 from pipelines.promotion.policy import Policy
 
 _OUTCOME_LABELS = {True: "passed", False: "failed", None: "not applicable"}

@@ -25,6 +25,7 @@ class DataSource(NamedTuple):
         cutoff: The last timestamp to read, as text; None reads all of them.
         text_covariates: The covariates that are read as text, the others as numbers; None decides by the cells.
         drop_partial: Whether the values of incomplete last periods are treated as missing.
+        values_only: Whether all columns but ids, timestamps and values are ignored, as by the pretrained network.
     """
 
     source: str
@@ -38,6 +39,7 @@ class DataSource(NamedTuple):
     cutoff: str | None = None
     text_covariates: tuple[str, ...] | None = None
     drop_partial: bool = False
+    values_only: bool = False
 
     def for_spec(self, spec: Spec | None) -> DataSource:
         """Returns the same source with the additional columns that a specification reads, none without a specification."""

@@ -12,7 +12,9 @@ import pandas as pd
 from forecaster.data.datasets import load_hospital, make_sine_trend
 from forecaster.data.frames import columns as cells
 from forecaster.data.frames import timestamps
+from forecaster.data.frames.other_columns import ValueRows, describe_ignored_columns, keep_values
 from forecaster.data.frames.panel import to_panel
+from forecaster.data.frames.rows import ColumnNames
 from forecaster.data.partial_periods import drop_partial_periods, find_partial_periods
 from forecaster.data.summary import describe_size
 from forecaster.errors import BadStamp, NoData
@@ -46,13 +48,17 @@ def read_panel(data: DataSource, *, now: datetime | None = None, progress: Progr
 def _read_panel(data: DataSource, now: datetime | None) -> Panel:
     is_built_in = data.source in BUILT_IN_DATASETS and not data.is_query
     if is_built_in:
-        data = DataSource(data.source, data.freq, zone=data.zone, cutoff=data.cutoff, drop_partial=data.drop_partial)
+        data = data._replace(columns=ColumnNames(), covariates=(), static=(), channels=())
     if data.freq is not None:  # settled here; everything below takes the name as it is
         data = data._replace(freq=normalize_frequency(data.freq, where="freq"))
     table = _read_rows(data)
     frame, messages = (table.frame, ()) if data.cutoff is None else _keep_until(table.frame, data, data.cutoff)
+    values = ValueRows(frame)
+    if data.values_only:
+        freq = None if data.freq is None else str(data.freq)
+        values = keep_values(frame, data.columns, freq=freq, zone=data.zone)
     panel = to_panel(
-        frame,
+        values.frame,
         freq=data.freq,
         columns=data.columns,
         zone=data.zone,
@@ -61,7 +67,9 @@ def _read_panel(data: DataSource, now: datetime | None) -> Panel:
         channels=data.channels,
         text_covariates=data.text_covariates,
     )
-    panel = replace(panel, repairs=(*table.repairs, *messages, *panel.repairs))
+    if values.ignored:
+        messages = (*messages, describe_ignored_columns(values.ignored, num_series=len(panel.series)))
+    panel = replace(panel, repairs=(*table.repairs, *messages, *values.messages, *panel.repairs))
     return drop_partial_periods(panel, find_partial_periods(panel, now=now)) if data.drop_partial else panel
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from forecaster.errors import TrainingError
 from forecaster.series import Panel
 from forecaster.storage.locks import open_locked
 from pipelines.settings import Root
@@ -30,15 +31,45 @@ def explain_interrupt(folder: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
+def lock_checkpoint_folder(folder: Path) -> Iterator[Path]:
+    """Creates and locks the checkpoint folder of one fit; raises TrainingError if another process holds the lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock_path = folder.with_name(f"{folder.name}.lock")
+    try:
+        lock = open_locked(lock_path)
+    except BlockingIOError as error:
+        raise TrainingError(
+            f"Expected no other process to run this training; it is already running (lock {lock_path}). Wait for it to "
+            "finish, or change its options.",
+            where=str(folder),
+        ) from error
+    with lock:
+        yield folder
+
+
+def read_run_id(folder: Path) -> str | None:
+    """Returns the id of the run that an interrupted training opened; None if it opened none."""
+    path = folder / "run_id"
+    return path.read_text() if path.exists() else None
+
+
+@contextmanager
 def keep_variant_checkpoints(
-    panel: Panel, root: Root, *, name: str, horizon: int, preset: str | None, test_windows: int
+    panel: Panel,
+    root: Root,
+    *,
+    name: str,
+    horizon: int,
+    preset: str | None,
+    season: int | None = None,
+    test_windows: int,
 ) -> Iterator[Path]:
     """Provides the folder for the checkpoints of a preset's variants; it is removed when the block ends without an error.
 
     If another process selects among the same variants at that moment, it removes the folder at its own end. The training of the
     selected variant belongs into the block too: if it is interrupted, the next one does not select again.
     """
-    arguments = f"{panel.digest}{name}{horizon}{preset}{test_windows}"
+    arguments = f"{panel.digest}{name}{horizon}{preset}{test_windows}{'' if season is None else f' {season}'}"
     folder = root.checkpoints / f"variants-{hashlib.sha256(arguments.encode()).hexdigest()[:16]}"
     with explain_interrupt(folder, "finished variants and epochs"):
         yield folder

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from forecaster.bundle import artifact
-from forecaster.errors import InputError, TrainingError
+from forecaster.errors import InputError
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import ForecastFunction
 from forecaster.evaluation.calibration import add_quantiles
@@ -25,7 +25,6 @@ from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.statistical.blend import NETWORK, format_blend_weights
 from forecaster.storage import atomic
-from forecaster.storage.locks import open_locked
 from forecaster.training.fit import FitResult, fit_digest
 from forecaster.training.model_card import render_model_card
 from forecaster.training.selection import CandidateScore
@@ -34,7 +33,7 @@ from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.tracking import backtests
 from pipelines.tracking.run import RunDataset, TrackedRun, UnrecordedRun, open_run
-from pipelines.training.interruptions import explain_interrupt
+from pipelines.training.interruptions import explain_interrupt, lock_checkpoint_folder, read_run_id
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG
 
 TRACKED_LEVELS = tuple(
@@ -52,6 +51,7 @@ class TrainOptions:
         test_windows: Rolling origins that are held out from the fit, one horizon apart; 0 trains on all data without a test.
         trigger: What started the training, for the run's tags.
         candidates: The specifications among which this one was chosen, for the run.
+        selection_reason: Why it was chosen, in a sentence, for the run and the facts of the bundle.
         record: Whether the training is recorded in a run; without MLflow it cannot be.
         accelerator, devices: As for `forecaster.training.fit.fit`.
 
@@ -61,6 +61,7 @@ class TrainOptions:
     test_windows: int = 1
     trigger: str = "cli"
     candidates: Sequence[CandidateScore] = ()
+    selection_reason: str = ""
     record: bool = True
     accelerator: str = "auto"
     devices: str = "1"
@@ -126,8 +127,9 @@ def train(
         "asked_cutoff": data.cutoff,
         "dropped_partial": None if panel.dropped_partial is None else str(len(panel.dropped_partial)),
         "refit": str(spec.training.refit).lower(),
+        "selection": options.selection_reason or None,
     } | _describe_candidates(options.candidates)
-    with _lock_checkpoint_folder(get_checkpoint_folder(training_panel, spec, root, initial=initial)) as folder:
+    with lock_checkpoint_folder(get_checkpoint_folder(training_panel, spec, root, initial=initial)) as folder:
         with explain_interrupt(folder, "finished epochs"), ExitStack() as stack:
             if options.record:
                 with progress.phase("tracking"):
@@ -139,7 +141,7 @@ def train(
                             tracking_uri=root.tracking_uri,
                             trigger=options.trigger,
                             action="train" if retrain_key is None else "retrain",
-                            run_id=_read_if_exists(folder / "run_id"),
+                            run_id=read_run_id(folder),
                             tags={name: value for name, value in tags.items() if value is not None},
                         )
                     )
@@ -150,6 +152,7 @@ def train(
             run.log_curve("choice/error", [candidate.error for candidate in options.candidates])
             run_fact = {"run_id": run.id} if run.is_recorded else {}
             key_fact = {} if retrain_key is None else {RETRAIN_KEY_TAG: retrain_key}
+            reason_fact = {"selection": options.selection_reason} if options.selection_reason else {}
             trained = train_model(
                 panel,
                 spec,
@@ -157,7 +160,7 @@ def train(
                 training_panel=training_panel,
                 initial=initial,
                 reference_forecasters=reference_forecasters,
-                facts={**run_fact, "data": data.name, **key_fact},
+                facts={**run_fact, "data": data.name, **key_fact, **reason_fact},
                 checkpoint_folder=folder,
                 loggers=[run.logger],
                 accelerator=options.accelerator,
@@ -191,23 +194,6 @@ def get_checkpoint_folder(training_panel: Panel, spec: Spec, root: Root, *, init
     return root.checkpoints / fit_digest(training_panel, spec, initial)[:16]
 
 
-@contextmanager
-def _lock_checkpoint_folder(folder: Path) -> Iterator[Path]:
-    """Creates and locks the checkpoint folder of one fit; raises TrainingError if another process holds the lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock_path = folder.with_name(f"{folder.name}.lock")
-    try:
-        lock = open_locked(lock_path)
-    except BlockingIOError as error:
-        raise TrainingError(
-            f"Expected no other process to run this training; it is already running (lock {lock_path}). Wait for it to "
-            "finish, or change the specification.",
-            where=str(folder),
-        ) from error
-    with lock:
-        yield folder
-
-
 def _remove_leftovers(bundle: Path) -> None:
     """Removes what a killed training left: drafts, and the bundle, which is written again.
 
@@ -219,17 +205,13 @@ def _remove_leftovers(bundle: Path) -> None:
         shutil.rmtree(bundle.rename(bundle.with_name(f".{bundle.name}.old")))
 
 
-def _read_if_exists(path: Path) -> str | None:
-    return path.read_text() if path.exists() else None
-
-
 def _describe_candidates(candidates: Sequence[CandidateScore]) -> dict[str, str]:
-    """Returns tags that describe the candidates and the best of them."""
+    """Returns tags that describe the candidates and which of them was chosen."""
     if not candidates:
         return {}
-    best = min(candidates, key=lambda candidate: candidate.error)
+    chosen = next(candidate for candidate in candidates if candidate.is_chosen)
     tried = ", ".join(f"{candidate.description} {candidate.error:.4g}" for candidate in candidates)
-    return {"chosen": best.description, "tried": tried}
+    return {"chosen": chosen.description, "tried": tried}
 
 
 def _log_figures(run: TrackedRun, result: Backtest) -> None:

@@ -11,23 +11,24 @@ from matplotlib.ticker import MaxNLocator
 
 from forecaster.evaluation.plots import BASELINE_COLOR, FORECAST_COLOR, GRID_COLOR, MEASURE_COLOR
 
-_Y_LIMIT_FACTOR = 1.3  # upper limit over the larger of seasonal naive and the first value; worse trials are cut off
+_Y_LIMIT_FACTOR = 1.3  # upper limit over the largest of the baselines and the first value; worse trials are cut off
 
 
 def plot_optimization_history(
-    trials: Sequence[tuple[int, float, bool]], *, seasonal_naive_value: float, title: str
+    trials: Sequence[tuple[int, float, bool]], *, baseline_values: Mapping[str, float], title: str
 ) -> Figure:
-    """Plots the value of every trial, the best value so far, and the value of seasonal naive.
+    """Plots the value of every trial, the best value so far, and the values of the baselines.
 
     Args:
         trials: Per trial its number from 1, its value (the last one if it was pruned), and whether it completed. A pruned
             trial cannot be the best.
-        seasonal_naive_value: The value of seasonal naive on the same windows.
+        baseline_values: The values of the baselines on the same windows, by label.
         title: Title of the figure.
     """
     figure, axes = _create_axes(title, height=4)
     number, value, is_completed = (np.array(column) for column in zip(*trials, strict=True))
-    axes.axhline(seasonal_naive_value, color=BASELINE_COLOR, linewidth=1.2, linestyle="--", label="seasonal naive")
+    for (label, baseline), line_style in zip(baseline_values.items(), ("--", ":", "-."), strict=False):
+        axes.axhline(baseline, color=BASELINE_COLOR, linewidth=1.2, linestyle=line_style, label=label)
     if is_completed.any():
         best = np.minimum.accumulate(np.where(is_completed, value, np.inf))
         axes.step(number, best, where="post", color=FORECAST_COLOR, linewidth=1.6, label="best so far")
@@ -42,15 +43,16 @@ def plot_optimization_history(
             label="stopped early",
             zorder=3,
         )
-    highest = _Y_LIMIT_FACTOR * max([seasonal_naive_value, *value[is_completed][:1]])
-    lowest, top = min([seasonal_naive_value, *value]), min(max([seasonal_naive_value, *value]), highest)
+    references = list(baseline_values.values())
+    highest = _Y_LIMIT_FACTOR * max([*references, *value[is_completed][:1]])
+    lowest, top = min([*references, *value]), min(max([*references, *value]), highest)
     margin = 0.05 * (top - lowest) or 0.05 * abs(top) or 1.0
     axes.set_ylim(lowest - margin, top + 4 * margin)  # room for the legend
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trial")
     axes.set_ylabel("free-running error on validation windows (MASE)")
     axes.grid(axis="y", color=GRID_COLOR, linewidth=0.6)
-    axes.legend(frameon=False, loc="upper right", ncols=4)
+    axes.legend(frameon=False, loc="upper right", ncols=5)
     return figure
 
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from forecaster.data.batching import repeat_season
 from forecaster.data.calendar import default_season
-from forecaster.data.split import hold_out, rolling_origins
+from forecaster.data.split import hold_out
 from forecaster.errors import BadSpec, InputError, NonFiniteLoss, TrainingError
+from forecaster.evaluation.backtest import backtest
+from forecaster.evaluation.baselines import SEASONAL_NAIVE, build_baselines, format_baseline
 from forecaster.evaluation.validation import compute_error_scale
 from forecaster.metrics import nanmean
 from forecaster.progress import NO_PROGRESS, Progress
@@ -52,7 +53,8 @@ class TuningResult(NamedTuple):
     Attributes:
         spec: Specification of the best trial.
         best_value: Its free-running error on the validation windows, scaled by seasonal naive's error in training (MASE).
-        seasonal_naive_value: The same error of seasonal naive.
+        baseline_values: The same error of every baseline, by name.
+        season: Steps of the season by which errors are scaled.
         trials: All finished trials, in order.
         output_path: File that the specification was written to.
         run_id: Id of the search's MLflow run.
@@ -60,10 +62,16 @@ class TuningResult(NamedTuple):
 
     spec: Spec
     best_value: float
-    seasonal_naive_value: float
+    baseline_values: Mapping[str, float]
+    season: int
     trials: list[TrialResult]
     output_path: Path
     run_id: str
+
+    @property
+    def seasonal_naive_value(self) -> float:
+        """The error of seasonal naive."""
+        return self.baseline_values[SEASONAL_NAIVE]
 
     @property
     def ranked_trials(self) -> list[TrialResult]:
@@ -129,7 +137,8 @@ def tune(
     split_panel(search_panel, spec)  # rejects data that cannot be trained on before a run is opened
     space = build_search_space(SearchScope.from_panel(search_panel, spec))
     name = _build_study_name(search_panel, spec, space, seed=seed)
-    seasonal_naive_value = _score_seasonal_naive(search_panel, spec)
+    season = spec.season or default_season(panel.freq)
+    baseline_values = _score_baselines(search_panel, spec, season=season)
     dataset = RunDataset(data.name, search_panel.digest, data.source, search_panel.cutoff)
     with open_study(
         root.checkpoints, root.studies_url, name, space, seed=seed, warm_up_epochs=_count_warm_up_epochs(spec)
@@ -168,12 +177,12 @@ def tune(
             best = _select_best(results)
             best_spec = apply_params(spec, best.params)
             header = _format_header(
-                best_spec, best, data, seasonal_naive_value=seasonal_naive_value, n_trials=_count_trained(study)
+                best_spec, best, data, baseline_values=baseline_values, n_trials=_count_trained(study)
             )
             atomic.write_text(output_path, header + yaml.safe_dump(best_spec.model_dump(mode="json"), sort_keys=False))
-            _record_search(search, best_spec, best, seasonal_naive_value=seasonal_naive_value, output_path=output_path)
+            _record_search(search, best_spec, best, baseline_values=baseline_values, output_path=output_path)
         study.run = None  # further trials get a run of their own
-    return TuningResult(best_spec, _get_value(best), seasonal_naive_value, results, output_path, parent_run.id)
+    return TuningResult(best_spec, _get_value(best), baseline_values, season, results, output_path, parent_run.id)
 
 
 def validate_search(spec: Spec, *, n_trials: int, timeout: float | None, seed: int, test_windows: int) -> None:
@@ -204,21 +213,32 @@ def _build_study_name(panel: Panel, spec: Spec, space: SearchSpace, *, seed: int
     return f"{spec.name}-{digest[:16]}"
 
 
-def _score_seasonal_naive(panel: Panel, spec: Spec) -> float:
-    """Scores seasonal naive on the validation windows like the trials (MASE).
+def _score_baselines(panel: Panel, spec: Spec, *, season: int) -> dict[str, float]:
+    """Scores the baselines on the validation windows like the trials (MASE).
 
     All series are used, also where an epoch of a trial is scored on a sample of them.
     """
-    horizon, season = spec.horizon, spec.season or default_season(panel.freq)
-    offsets = rolling_origins(windows=spec.training.valid_windows, horizon=horizon, stride=spec.training.valid_stride)
-    errors = []
-    for series in panel.series:
-        scale = compute_error_scale(series.y[: len(series) - spec.validation_steps], season=season)
-        for offset in offsets:
-            cutoff = len(series) - offset
-            history, actual = series.y[:cutoff], series.y[cutoff:][:horizon]
-            errors.append(np.abs(actual - repeat_season(history, season, horizon)) / scale)
-    return float(nanmean(np.concatenate(errors)))
+    windows, stride = spec.training.valid_windows, spec.training.valid_stride
+    forecasters = build_baselines(season=season)
+    result = backtest(
+        panel,
+        forecasters,
+        horizon=spec.horizon,
+        windows=windows,
+        stride=stride,
+        season=season,
+        min_history=spec.min_steps,
+    )
+    scales = np.array(
+        [
+            compute_error_scale(series.y[: len(series) - spec.validation_steps], season=season)
+            for series in result.series
+        ]
+    )
+    return {
+        name: float(nanmean(np.abs(result.actual - forecasts) / scales[:, None, None]))
+        for name, forecasts in result.forecasts.items()
+    }
 
 
 def _count_warm_up_epochs(spec: Spec) -> int:
@@ -351,25 +371,35 @@ def _select_best(results: list[TrialResult]) -> TrialResult:
 
 
 def _format_header(
-    spec: Spec, best_result: TrialResult, data: DataSource, *, seasonal_naive_value: float, n_trials: int
+    spec: Spec, best_result: TrialResult, data: DataSource, *, baseline_values: Mapping[str, float], n_trials: int
 ) -> str:
     """Formats the YAML comment that precedes the best specification."""
     return (
         f"# Found by `forecaster tune` on {data.name}: the best of {n_trials} trials, by the free-running error on the last "
         f"{spec.training.valid_windows} validation windows.\n"
-        f"# MASE {best_result.value:.4g}, seasonal naive {seasonal_naive_value:.4g}.\n"
+        f"# MASE {best_result.value:.4g}, {format_baseline_values(baseline_values)}.\n"
     )
 
 
+def format_baseline_values(values: Mapping[str, float]) -> str:
+    """Formats the errors of the baselines: seasonal naive 1.02, the last value 1.31."""
+    return ", ".join(f"{format_baseline(name)} {value:.4g}" for name, value in values.items())
+
+
 def _record_search(
-    search: _SearchContext, best_spec: Spec, best_result: TrialResult, *, seasonal_naive_value: float, output_path: Path
+    search: _SearchContext,
+    best_spec: Spec,
+    best_result: TrialResult,
+    *,
+    baseline_values: Mapping[str, float],
+    output_path: Path,
 ) -> None:
     """Records the result, the plots and the table of trials in the run of the search."""
     run, results, name = search.parent_run, search.study.get_results(), search.base_spec.name
     run.logger.log_hyperparams({"best": best_spec.model_dump(), "best.trial": best_result.trial})
     run.logger.log_metrics(
         {
-            "tune/seasonal_naive": seasonal_naive_value,
+            **{f"tune/{name}": value for name, value in baseline_values.items()},
             "tune/trials": len([result for result in results if result.trial]),
         }
     )
@@ -381,7 +411,11 @@ def _record_search(
     title = f"{name}: free-running error on the validation windows by trial"
     run.log_figure(
         "plots/optimization_history.png",
-        plot_optimization_history(points, seasonal_naive_value=seasonal_naive_value, title=title),
+        plot_optimization_history(
+            points,
+            baseline_values={name.replace("_", " "): value for name, value in baseline_values.items()},
+            title=title,
+        ),
     )
     importances = search.study.compute_importances()
     if importances:

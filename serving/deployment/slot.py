@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -138,9 +138,17 @@ def _measure_nothing(_: int, __: float, ___: int) -> None:
     """Does not measure rollouts."""
 
 
+Specialize = Callable[[str, int | None], PredictorProtocol]
+"""Returns the predictor of the pretrained network for a frequency and a season; None: the usual season of the frequency."""
+
+
 @dataclass(frozen=True, eq=False)
 class DeployedModel:
-    """The model in use: its release, its predictor and its model card (Markdown)."""
+    """The model in use: its release, its predictor and its model card (Markdown).
+
+    With `specialize` it is the pretrained network, which forecasts series of any frequency: its own predictor only describes it,
+    and `for_series` returns the one that forecasts.
+    """
 
     release: Release
     predictor: PredictorProtocol
@@ -149,6 +157,22 @@ class DeployedModel:
     adaptive_state: AdaptiveState | None = None  # adapts its intervals to late actuals
     record_forecasts: RecordForecasts = _record_nothing
     measure_rollout: MeasureRollout = _measure_nothing
+    specialize: Specialize | None = None
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether it is the pretrained network, which has no frequency and season of its own."""
+        return self.specialize is not None
+
+    def for_series(self, freq: str, season: int | None = None) -> DeployedModel:
+        """Returns the model that forecasts series of a frequency and season: itself, unless it is the pretrained network."""
+        return self if self.specialize is None else replace(self, predictor=self.specialize(freq, season))
+
+    def find_horizon(self, freq: str) -> int:
+        """Returns the horizon of requests that have none: that of the model, or the usual one of the frequency."""
+        from forecaster.data.calendar import default_horizon
+
+        return default_horizon(freq) if self.is_pretrained else self.predictor.fitted_model.spec.horizon
 
     @property
     def info(self) -> dict[str, Any]:
@@ -275,7 +299,7 @@ class Slot:
         release, bundle = Release.load(folder), folder / "bundle"
         validate_digest(bundle, release)
         predictor = self._load(bundle)
-        _smoke_test(predictor)
+        run_smoke_test(predictor)
         return DeployedModel(release, predictor, _read_card(bundle), measure_rollout=self._measure_rollout)
 
 
@@ -298,7 +322,7 @@ def _fingerprint(slot: Path) -> str | None:
     return read_slot_file(current_folder(slot), "release.json").decode("utf-8")
 
 
-def _smoke_test(predictor: PredictorProtocol) -> None:
+def run_smoke_test(predictor: PredictorProtocol) -> None:
     """Runs the first rollout, which is slow, before any request; raises BundleDamaged if the forecast is not finite."""
     fitted_model = predictor.fitted_model
     spec, freq = fitted_model.spec, fitted_model.freq

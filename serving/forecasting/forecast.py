@@ -14,7 +14,7 @@ from serving.asgi.bodies import Body
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
 from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
-from serving.forecasting.outcomes import compute_outcomes
+from serving.forecasting.outcomes import GRID_STEPS, compute_outcomes
 from serving.formats import limits
 from serving.formats.forecast_formats import FORMATS, Format
 from serving.formats.outcome import SeriesOutcome
@@ -47,12 +47,20 @@ def decode_forecast(body: Body, media_type: str, settings: Settings) -> DecodedF
     return DecodedForecast(options, series, body_format)
 
 
-def count_forecast_steps(request: DecodedForecast, _: DeployedModel) -> int:
-    """Returns the steps of all histories, and of all forecasts with their quantiles and samples."""
+def count_forecast_steps(request: DecodedForecast, model: DeployedModel) -> int:
+    """Returns the steps of all histories, and of all forecasts with their quantiles and samples.
+
+    The pretrained network also computes each frequency and season apart.
+    """
     options = request.options
     history_steps = sum(len(series.y) for series in request.series)
     forecast_steps = len(request.series) * options.horizon * (1 + len(options.levels) + options.samples)
-    return history_steps + forecast_steps
+    return history_steps + forecast_steps + (_count_grids(request.series) * GRID_STEPS if model.is_pretrained else 0)
+
+
+def _count_grids(series: Sequence[SeriesInput]) -> int:
+    """Returns the number of different frequencies and seasons, as the request declares them."""
+    return len({(getattr(item, "freq", None), item.season) for item in series})
 
 
 def compute_group(jobs: Sequence[ComputeJob[DecodedForecast]]) -> list[EncodedResponse | Exception]:

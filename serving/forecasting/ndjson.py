@@ -13,7 +13,7 @@ from serving.asgi.bodies import Body
 from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
-from serving.forecasting.outcomes import compute_outcomes, require_model
+from serving.forecasting.outcomes import GRID_STEPS, compute_outcomes, require_model
 from serving.formats import json_rows, limits, parsing
 from serving.formats.outcome import SeriesOutcome
 from serving.formats.schema import ForecastOptions, ForecastRequest, ModelInfo, SeriesField, SeriesInput, StrictModel
@@ -76,7 +76,9 @@ class NdjsonForecast:
         self._chunks = self._iter_chunks()
         history_steps = len(rest) // max(1, count) // limits.BYTES_PER_STEP
         forecast_steps = self.options.horizon * (1 + len(self.options.levels) + self.options.samples)
-        self.chunk_steps = min(_LINES_PER_CHUNK, count) * (history_steps + forecast_steps)
+        # Before they are parsed, each line may have a frequency of its own.
+        grid_steps = GRID_STEPS if model is not None and model.is_pretrained else 0
+        self.chunk_steps = min(_LINES_PER_CHUNK, count) * (history_steps + forecast_steps + grid_steps)
         self.forecast_count = self.refused_count = 0
 
     def next_chunk(self) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from forecaster.shapes import Float64
 from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
-from serving.forecasting.sampling import sample_in_batches
+from serving.forecasting.sampling import PathsOrError, sample_in_batches
 from serving.formats.outcome import ForecastResult, SeriesOutcome
 from serving.formats.schema import ContinuedSeries, ForecastOptions, SeriesInput
 from serving.formats.series import ParsedSeries, StartCache, parse_series
@@ -23,6 +24,7 @@ from serving.formats.timestamps import IntegerStyle, TimestampStyle
 
 T = TypeVar("T")
 _BATCH_STEPS = 1 << 17  # steps of history and horizon computed between two checks of the deadline: tens of milliseconds
+GRID_STEPS = 1 << 11  # cost of the predictor and of the rollout for one more frequency or season, in steps of a network
 BLEND_COST_FACTOR = 64  # cost of a step of a blend, which fits statistical models, relative to the network alone
 
 
@@ -38,8 +40,8 @@ def compute_outcomes(
     Raises ApiError after the deadline, or if the model does not support the options (levels, samples).
     """
     parsed_by_request = [parse_all_series(series, options, model, deadline, signer) for series in requests]
-    valid = [item.series for parsed in parsed_by_request for item in parsed if isinstance(item, ParsedSeries)]
-    forecasts = iter(compute_forecasts(valid, options, model, deadline))
+    valid = [item for parsed in parsed_by_request for item in parsed if isinstance(item, ParsedSeries)]
+    forecasts = iter(compute_mixed_forecasts(valid, options, model, deadline))
     paths = iter(_sample_paths(valid, options, model, deadline))
     return [
         _assemble_outcomes(series, options, model, parsed, forecasts, paths, signer, deadline)
@@ -64,19 +66,47 @@ def _assemble_outcomes(
         if not isinstance(item, ParsedSeries):
             outcomes.append(SeriesOutcome(series_input.id, item))
             continue
-        warnings = [*shared_warnings, *unobserved_end_warnings(item.series)]
+        warnings = [*shared_warnings, *item.warnings, *unobserved_end_warnings(item.series)]
         result = build_result(item.style, next(forecasts), next(paths), warnings, samples=options.samples)
         if options.return_state and isinstance(result, ForecastResult):
             deadline.check()
-            result = attach_state_token(result, item.series, model, signer)
+            result = attach_state_token(result, item, model, signer)
         outcomes.append(SeriesOutcome(series_input.id, result))
     return outcomes
+
+
+def compute_mixed_forecasts(
+    parsed: Sequence[ParsedSeries], options: ForecastOptions, model: DeployedModel, deadline: Deadline
+) -> list[Forecast | ForecasterError]:
+    """Forecasts series of any frequencies and seasons as `compute_forecasts`, those of one frequency and season together."""
+
+    def forecast_series(series: list[Series], series_model: DeployedModel) -> list[Forecast | ForecasterError]:
+        deadline.check()
+        return compute_forecasts(series, options, series_model, deadline)
+
+    return _compute_by_grid(parsed, model, forecast_series)
+
+
+def _compute_by_grid(
+    parsed: Sequence[ParsedSeries], model: DeployedModel, compute: Callable[[list[Series], DeployedModel], list[T]]
+) -> list[T]:
+    """Computes the series of each frequency and season with the model for them; a registered model computes all at once."""
+    if not (model.is_pretrained and parsed):
+        return compute([item.series for item in parsed], model)
+    indices_by_grid: dict[tuple[str, int | None], list[int]] = {}
+    for index, item in enumerate(parsed):
+        indices_by_grid.setdefault((item.series.freq, item.season), []).append(index)
+    results: dict[int, T] = {}
+    for (freq, season), indices in indices_by_grid.items():
+        series = [parsed[index].series for index in indices]
+        results.update(zip(indices, compute(series, model.for_series(freq, season)), strict=True))
+    return [results[index] for index in range(len(parsed))]
 
 
 def compute_forecasts(
     series: list[Series], options: ForecastOptions, model: DeployedModel, deadline: Deadline
 ) -> list[Forecast | ForecasterError]:
-    """Forecasts parsed series in batches, and records the forecasts in the ledger.
+    """Forecasts series in batches, and records the forecasts in the ledger. The model has their frequency and season.
 
     Raises ApiError after the deadline, or for levels that the model does not support.
     """
@@ -132,14 +162,14 @@ def build_result(
 
 
 def attach_state_token(
-    result: ForecastResult, series: Series, model: DeployedModel, signer: TokenSigner
+    result: ForecastResult, parsed: ParsedSeries, model: DeployedModel, signer: TokenSigner
 ) -> ForecastResult | ForecasterError:
     """Returns the result with a state token that continues the series, or the error that prevents it."""
-    fitted_model = model.predictor.fitted_model
-    reference = ModelReference(model.release.digest, fitted_model.encoding, fitted_model.spec)
+    reference = ModelReference.of(model)
     try:
-        history = model.predictor.truncate_history(series)
-        token = issue_token(history, result.style, model=reference, signer=signer)
+        predictor = model.for_series(parsed.series.freq, parsed.season).predictor
+        history = predictor.truncate_history(parsed.series)
+        token = issue_token(history, result.style, model=reference, signer=signer, season=parsed.season)
     except ForecasterError as error:
         return error
     return result._replace(state_token=token)
@@ -153,8 +183,7 @@ def parse_all_series(
     signer: TokenSigner,
 ) -> list[ParsedSeries | ForecasterError]:
     """Parses each series for the model, or returns its error. Raises ApiError after the deadline."""
-    fitted_model = model.predictor.fitted_model
-    reference = ModelReference(model.release.digest, fitted_model.encoding, fitted_model.spec)
+    reference = ModelReference.of(model)
     parsed: list[ParsedSeries | ForecasterError] = []
     start_cache: StartCache = {}
     for series_input in series:
@@ -164,7 +193,13 @@ def parse_all_series(
                 parsed.append(parse_token_series(series_input, model=reference, signer=signer, horizon=options.horizon))
                 continue
             parsed.append(
-                parse_series(series_input, model=fitted_model, horizon=options.horizon, start_cache=start_cache)
+                parse_series(
+                    series_input,
+                    model=model.predictor.fitted_model,
+                    horizon=options.horizon,
+                    start_cache=start_cache,
+                    is_pretrained=model.is_pretrained,
+                )
             )
         except ForecasterError as error:
             parsed.append(error)
@@ -172,28 +207,29 @@ def parse_all_series(
 
 
 def _sample_paths(
-    series: list[Series], options: ForecastOptions, model: DeployedModel, deadline: Deadline
+    parsed: Sequence[ParsedSeries], options: ForecastOptions, model: DeployedModel, deadline: Deadline
 ) -> Sequence[Float64[np.ndarray, "path horizon"] | ForecasterError | None]:
     if not options.samples:
-        return [None] * len(series)
+        return [None] * len(parsed)
 
-    def draw(numbers: range, draw_deadline: Deadline) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
-        def sample_batch(batch: list[Series]) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
-            return model.predictor.sample_batch(
-                batch, options.horizon, paths=len(numbers), seed=options.seed, first_path=numbers.start
+    def draw(numbers: range, draw_deadline: Deadline) -> list[PathsOrError]:
+        def sample_series(series: list[Series], series_model: DeployedModel) -> list[PathsOrError]:
+            sample = partial(
+                series_model.predictor.sample_batch,
+                horizon=options.horizon,
+                paths=len(numbers),
+                seed=options.seed,
+                first_path=numbers.start,
+            )
+            extra_steps = options.horizon * len(numbers)
+            return _compute_in_batches(
+                sample, series, extra_steps=extra_steps, max_steps=_BATCH_STEPS, deadline=draw_deadline
             )
 
-        return _compute_in_batches(
-            sample_batch,
-            series,
-            extra_steps=options.horizon * len(numbers),
-            max_steps=_BATCH_STEPS,
-            deadline=draw_deadline,
-        )
+        return _compute_by_grid(parsed, model, sample_series)
 
-    return sample_in_batches(
-        draw, samples=options.samples, steps=options.horizon * max(1, len(series)), deadline=deadline
-    )
+    steps = options.horizon * max(1, len(parsed))
+    return sample_in_batches(draw, samples=options.samples, steps=steps, deadline=deadline)
 
 
 def _compute_in_batches(

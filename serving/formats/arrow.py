@@ -1,8 +1,9 @@
 """Requests and responses as Arrow IPC streams, for clients that hold columns. pyarrow is imported only when one arrives.
 
 Each row is a series. The columns are `id`, `start`, `freq` (text; `start` may be a timestamp or an integer), `y` (lists of
-numbers; null or NaN marks a missing value), and one column per covariate, static feature and channel, named `covariates.NAME`,
-`static.NAME` or `channels.NAME`. The forecast options are JSON in the schema metadata under the key `forecast`.
+numbers; null or NaN marks a missing value), `season` (integers; optional), and one column per covariate, static feature and
+channel, named `covariates.NAME`, `static.NAME` or `channels.NAME`. The forecast options are JSON in the schema metadata under the
+key `forecast`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from serving.errors import ApiError
 from serving.formats import parsing
 from serving.formats.json_rows import TimestampFormatter
 from serving.formats.outcome import SeriesOutcome
-from serving.formats.schema import CategoryLabel, ForecastOptions, GridSeries, SeriesId, SeriesInput
+from serving.formats.schema import CategoryLabel, ForecastOptions, GridSeries, SeasonField, SeriesId, SeriesInput
 from serving.formats.timestamps import FreqField, TimestampsField
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ _TEXT_ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "id": TypeAdapter(list[SeriesId]),
     "start": TypeAdapter(TimestampsField),
     "freq": TypeAdapter(list[FreqField]),
+    "season": TypeAdapter(list[SeasonField]),
     "static": TypeAdapter(list[CategoryLabel]),
 }
 _EPOCH = datetime(1970, 1, 1)
@@ -60,11 +62,11 @@ def decode_arrow(body: Body) -> tuple[ForecastOptions, list[SeriesInput]]:
     unexpected = [
         name
         for name in names
-        if name not in ("id", "start", "freq", "y") and name.partition(".")[0] not in _COLUMN_PREFIXES
+        if name not in ("id", "start", "freq", "season", "y") and name.partition(".")[0] not in _COLUMN_PREFIXES
     ]
     if missing or unexpected or len(set(names)) < len(names) or not table.num_rows:
         raise _invalid_request(
-            "Expected at least one row, and the columns id, start, freq, y and any of covariates.NAME, static.NAME and "
+            "Expected at least one row, and the columns id, start, freq, y and any of season, covariates.NAME, static.NAME and "
             f"channels.NAME, each once; found the columns {', '.join(names)[:300]} and {table.num_rows} rows. "
             "Correct the table."
         )
@@ -83,6 +85,7 @@ def decode_arrow(body: Body) -> tuple[ForecastOptions, list[SeriesInput]]:
             id=texts["id"][row],
             start=texts["start"][row],
             freq=texts["freq"][row],
+            season=texts["season"][row] if "season" in texts else None,
             y=lists["y"][row],
             covariates=row_columns("covariates", row),
             static=row_columns("static", row),

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from forecaster.bundle.pretrained.specification import MAX_SEASON
 from forecaster.errors import ForecasterError
 from serving.deployment.status import BundleRejectionStatus, FollowerStatus, SlotCheckStatus
 from serving.formats.timestamps import FreqField, TimestampField, TimestampsField
@@ -91,6 +92,18 @@ StaticField = Annotated[
 ]
 
 
+SeasonField = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=MAX_SEASON,
+        description="steps of a season; by default the usual one of the frequency, such as 12 for months. A trained model "
+        "accepts only its own",
+        examples=[12],
+    ),
+]
+
+
 def _validate_unique_levels(levels: list[float]) -> list[float]:
     if len(set(levels)) != len(levels):
         raise ValueError("Expected each level once; found a duplicate")
@@ -131,14 +144,17 @@ class RequestModel(StrictModel):
         return fields
 
 
-class _BaseSeries(RequestModel):
+class BaseSeries(RequestModel):
+    """What all forms of a history have."""
+
     id: SeriesId
+    season: SeasonField = None
     covariates: CovariatesField = {}
     static: StaticField = {}
     channels: ChannelsField = {}
 
 
-class GridSeries(_BaseSeries):
+class GridSeries(BaseSeries):
     """A history given by the timestamp of its first value and its frequency."""
 
     start: TimestampField = Field(
@@ -150,7 +166,7 @@ class GridSeries(_BaseSeries):
     y: ObservedValues = Field(description="values, oldest first")
 
 
-class TimestampedSeries(_BaseSeries):
+class TimestampedSeries(BaseSeries):
     """A history with a timestamp for every value; the frequency is inferred if it is unambiguous."""
 
     ds: TimestampsField = Field(description="ISO 8601 timestamps, or integers; oldest first, at regular intervals")
@@ -168,7 +184,7 @@ class TimestampedSeries(_BaseSeries):
         return self
 
 
-class ContinuedSeries(_BaseSeries):
+class ContinuedSeries(BaseSeries):
     """New values of a series whose earlier history is represented by a state; that history is not sent again."""
 
     state: str = Field(description="the state that was returned for the series with this id after `return_state`")
@@ -338,6 +354,10 @@ class SeriesInput(Protocol):
     @property
     def id(self) -> str:
         """The id of the series, which the response repeats."""
+
+    @property
+    def season(self) -> int | None:
+        """The steps of a season; None: the usual one of the frequency."""
 
     @property
     def y(self) -> Sequence[float | None]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from forecaster.data.encoding import Encoding
-from forecaster.errors import CovariateUnknown, HistoryTooShort, NotANumber, ValueOutOfRange
+from forecaster.errors import CovariateUnknown, HistoryTooShort, NotANumber, SeasonMismatch, ValueOutOfRange
 from forecaster.frequency.names import have_equal_periods
 from forecaster.frequency.timestamps import Offset, Timestamp, parse_frequency, timestamp_at
 from forecaster.series import Series
@@ -16,7 +16,7 @@ from forecaster.shapes import Float64
 from forecaster.spec import Spec
 from serving.deployment.slot import FittedModelProtocol
 from serving.formats import timestamps
-from serving.formats.schema import GridSeries, SeriesInput, TimestampedSeries
+from serving.formats.schema import BaseSeries, GridSeries, SeriesInput, TimestampedSeries
 from serving.formats.timestamps import IntegerStyle, TimestampStyle
 
 LARGEST_COVARIATE = 1e30  # in standard deviations of the training data; the network computes in float32
@@ -35,14 +35,28 @@ StartCache = dict[tuple[str | int, str | int], ParsedStart]
 
 
 class ParsedSeries(NamedTuple):
-    """A history from a request, and the style in which its timestamps are written in the response."""
+    """A history from a request.
+
+    Attributes:
+        series: The history.
+        style: The style in which its timestamps are written in the response.
+        season: Its season, if the request declares one.
+        warnings: Warnings about what the model ignores.
+    """
 
     series: Series
     style: TimestampStyle | IntegerStyle
+    season: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def parse_series(
-    series_input: SeriesInput, *, model: FittedModelProtocol, horizon: int, start_cache: StartCache
+    series_input: SeriesInput,
+    *,
+    model: FittedModelProtocol,
+    horizon: int,
+    start_cache: StartCache,
+    is_pretrained: bool = False,
 ) -> ParsedSeries:
     """Converts one history of a request to a Series; raises InputError if it is not valid.
 
@@ -51,12 +65,18 @@ def parse_series(
         model: The model in use: its columns, their types and its frequency. The Predictor rejects other frequencies.
         horizon: Number of forecast steps, whose timestamps must be representable.
         start_cache: The starts parsed for this request so far; this call may add one.
+        is_pretrained: Whether the model is the pretrained network, which has no frequency and season of its own.
     """
     if len(series_input.y) == 0:
         raise HistoryTooShort(
             f"Expected at least one value; series {series_input.id!r} has none. Send a history.", where=series_input.id
         )
-    validate_column_names(series_input, model.spec)
+    warnings: tuple[str, ...] = ()
+    if is_pretrained:
+        series_input, warnings = drop_columns(series_input)
+    else:
+        validate_column_names(series_input, model.spec)
+        validate_season(series_input.season, model.season, where=series_input.id)
     y = np.array(series_input.y, dtype=np.float64)  # None becomes NaN
     if isinstance(series_input, GridSeries):
         start, style, freq, step = start_cache.get((series_input.start, series_input.freq)) or _parse_start(
@@ -66,14 +86,15 @@ def parse_series(
         assert isinstance(series_input, TimestampedSeries), "continued series are parsed by parse_token_series"
         index, style = timestamps.parse_timestamps(series_input.ds, where=series_input.id)
         freq = timestamps.resolve_frequency(
-            index, declared=series_input.freq, model_freq=model.freq, where=series_input.id
+            index, declared=series_input.freq, model_freq=None if is_pretrained else model.freq, where=series_input.id
         )
         start, step = timestamp_at(index, 0), parse_frequency(freq, where=series_input.id)
-    if have_equal_periods(freq, model.freq, start):
+    if is_pretrained or have_equal_periods(freq, model.freq, start):
         timestamps.validate_range(start, step, len(y) + horizon, where=series_input.id)
     covariates = parse_covariates(series_input.covariates, steps=len(y), encoding=model.encoding, where=series_input.id)
     channels = parse_channels(series_input.channels, steps=len(y), where=series_input.id)
-    return ParsedSeries(Series(series_input.id, start, freq, y, covariates, series_input.static, channels), style)
+    series = Series(series_input.id, start, freq, y, covariates, series_input.static, channels)
+    return ParsedSeries(series, style, series_input.season, warnings)
 
 
 def _parse_start(grid_series: GridSeries, start_cache: StartCache) -> ParsedStart:
@@ -82,6 +103,34 @@ def _parse_start(grid_series: GridSeries, start_cache: StartCache) -> ParsedStar
     parsed_start = ParsedStart(timestamp, style, freq, parse_frequency(freq, where=grid_series.id))
     start_cache[grid_series.start, grid_series.freq] = parsed_start
     return parsed_start
+
+
+SeriesInputT = TypeVar("SeriesInputT", bound=SeriesInput)
+
+
+def drop_columns(series_input: SeriesInputT) -> tuple[SeriesInputT, tuple[str, ...]]:
+    """Returns a history without its covariates, static features and channels, and a warning if it had any."""
+    columns = {
+        "covariates": series_input.covariates,
+        "static features": series_input.static,
+        "channels": series_input.channels,
+    }
+    present = [f"{kind} {', '.join(map(repr, names))}"[:200] for kind, names in columns.items() if names]
+    if not present:
+        return series_input, ()
+    assert isinstance(series_input, BaseSeries), "every format builds one of the models of the schema"
+    warning = f"The pretrained network reads only the values of a series; it ignores the {' and the '.join(present)}."
+    return series_input.model_copy(update={"covariates": {}, "static": {}, "channels": {}}), (warning,)
+
+
+def validate_season(declared: int | None, season: int, *, where: str) -> None:
+    """Raises SeasonMismatch for a declared season that is not that of the model or of a state."""
+    if declared not in (None, season):
+        raise SeasonMismatch(
+            f"Expected a season of {season} steps, which is that of the model in use or of the state; found one of {declared}. "
+            "Leave `season` out, or send the history to a service of the pretrained network.",
+            where=where,
+        )
 
 
 def validate_column_names(series_input: SeriesInput, spec: Spec) -> None:

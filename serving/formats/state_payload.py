@@ -48,10 +48,13 @@ class _PayloadHeader(StrictModel):
     covariates: list[str]
     channels: list[str]
     past: _SummaryHeader | None
+    declared_season: int | None = Field(default=None, ge=1)
 
 
-def encode_payload(series: Series, style: TimestampStyle | IntegerStyle, *, encoding: Encoding) -> bytes:
-    """Returns a truncated history and the style of its timestamps as bytes."""
+def encode_payload(
+    series: Series, style: TimestampStyle | IntegerStyle, *, encoding: Encoding, season: int | None = None
+) -> bytes:
+    """Returns a truncated history, the style of its timestamps and the season that its request declared as bytes."""
     summary = series.history_summary
     header = _PayloadHeader(
         id=series.id,
@@ -63,6 +66,7 @@ def encode_payload(series: Series, style: TimestampStyle | IntegerStyle, *, enco
         covariates=list(series.covariates),
         channels=list(series.channels),
         past=None if summary is None else _build_summary_header(summary),
+        declared_season=season,
     )
     arrays = [
         series.y,
@@ -74,7 +78,8 @@ def encode_payload(series: Series, style: TimestampStyle | IntegerStyle, *, enco
             summary.last_season_values,
             *(array for members in summary.rollout_states.values() for member in members for array in member.values()),
         ]
-    encoded_header = header.model_dump_json().encode()
+    # Without a declared season the header is as before there were any, so that older versions of the service read it.
+    encoded_header = header.model_dump_json(exclude={"declared_season"} if season is None else None).encode()
     header_length = len(encoded_header).to_bytes(_HEADER_LENGTH_BYTES, "big")
     return b"".join([header_length, encoded_header, *(array.astype("<f8").tobytes() for array in arrays)])
 
@@ -106,7 +111,8 @@ def decode_payload(payload: bytes, *, encoding: Encoding) -> ParsedSeries:
         dict(zip(header.channels, channels, strict=True)),
         summary,
     )
-    return ParsedSeries(series, IntegerStyle() if header.style is None else TimestampStyle(*header.style))
+    style = IntegerStyle() if header.style is None else TimestampStyle(*header.style)
+    return ParsedSeries(series, style, header.declared_season)
 
 
 class _FloatReader:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
+from forecaster.data.calendar import default_season
 from forecaster.data.encoding import Encoding
 from forecaster.errors import (
     BadStamp,
@@ -34,9 +35,17 @@ from forecaster.frequency.names import are_same_grid
 from forecaster.frequency.timestamps import Timestamp, format_timestamp, parse_frequency, timestamp_at
 from forecaster.series import Series
 from forecaster.spec import Spec
+from serving.deployment.slot import DeployedModel
 from serving.formats import timestamps
 from serving.formats.schema import ContinuedSeries
-from serving.formats.series import ParsedSeries, parse_channels, parse_covariates, validate_column_names
+from serving.formats.series import (
+    ParsedSeries,
+    drop_columns,
+    parse_channels,
+    parse_covariates,
+    validate_column_names,
+    validate_season,
+)
 from serving.formats.state_payload import decode_payload, encode_payload
 from serving.formats.timestamps import IntegerStyle, TimestampStyle
 from serving.settings import Settings
@@ -66,18 +75,40 @@ class TokenSigner(NamedTuple):
 
 
 class ModelReference(NamedTuple):
-    """The model that a token belongs to: its digest, its encoding of text covariates, and the columns it reads."""
+    """The model that a token belongs to.
+
+    Attributes:
+        digest: The digest of its bundle.
+        encoding: Its encoding of text covariates.
+        spec: Its specification, with the columns it reads.
+        season: Its season; None for the pretrained network, which takes that of each series.
+        is_pretrained: Whether it is the pretrained network.
+    """
 
     digest: str
     encoding: Encoding
     spec: Spec
+    season: int | None = None
+    is_pretrained: bool = False
+
+    @classmethod
+    def of(cls, model: DeployedModel) -> ModelReference:
+        """Returns the reference of the model in use."""
+        fitted_model = model.predictor.fitted_model
+        season = None if model.is_pretrained else fitted_model.season
+        return cls(model.release.digest, fitted_model.encoding, fitted_model.spec, season, model.is_pretrained)
 
 
 def issue_token(
-    series: Series, style: TimestampStyle | IntegerStyle, *, model: ModelReference, signer: TokenSigner
+    series: Series,
+    style: TimestampStyle | IntegerStyle,
+    *,
+    model: ModelReference,
+    signer: TokenSigner,
+    season: int | None = None,
 ) -> str:
-    """Returns the token of a truncated history. Raises StateTooLarge."""
-    payload = encode_payload(series, style, encoding=model.encoding)
+    """Returns the token of a truncated history, whose request may have declared a season. Raises StateTooLarge."""
+    payload = encode_payload(series, style, encoding=model.encoding, season=season)
     signed = TOKEN_FORMAT + bytes.fromhex(model.digest) + zlib.compress(payload, 6)
     token = base64.urlsafe_b64encode(signed + _compute_mac(signer.keys[0], signed)).rstrip(b"=").decode()
     if len(token) > signer.max_length or len(payload) > _MAX_EXPANSION * signer.max_length:
@@ -93,8 +124,13 @@ def parse_token_series(
     series_input: ContinuedSeries, *, model: ModelReference, signer: TokenSigner, horizon: int
 ) -> ParsedSeries:
     """Returns the series that a token and new values describe; raises InputError if they are not valid."""
-    validate_column_names(series_input, model.spec)
-    stored, style = _open_token(series_input.state, where=series_input.id, model=model, signer=signer)
+    warnings: tuple[str, ...] = ()
+    if model.is_pretrained:
+        series_input, warnings = drop_columns(series_input)
+    else:
+        validate_column_names(series_input, model.spec)
+    opened = _open_token(series_input.state, where=series_input.id, model=model, signer=signer)
+    stored, style = opened.series, opened.style
     if stored.id != series_input.id:
         raise BadState(
             f"Expected the state of series {series_input.id!r}; found that of another series. "
@@ -102,6 +138,9 @@ def parse_token_series(
             where=series_input.id,
         )
     _validate_static(stored, series_input)
+    if series_input.season is not None:
+        season = model.season or opened.season or default_season(stored.freq)
+        validate_season(series_input.season, season, where=series_input.id)
     stored, style = _align_timestamps(stored, style, series_input)
     y = np.array(series_input.y, dtype=np.float64)
     timestamps.validate_range(
@@ -132,7 +171,7 @@ def parse_token_series(
         },
         stored.history_summary,
     )
-    return ParsedSeries(series, style)
+    return ParsedSeries(series, style, opened.season, warnings)
 
 
 def _open_token(token: str, *, where: str, model: ModelReference, signer: TokenSigner) -> ParsedSeries:
@@ -208,7 +247,7 @@ def _validate_static(stored: Series, series_input: ContinuedSeries) -> None:
 
 def _align_timestamps(
     stored: Series, style: TimestampStyle | IntegerStyle, series_input: ContinuedSeries
-) -> ParsedSeries:
+) -> tuple[Series, TimestampStyle | IntegerStyle]:
     """Returns the stored series in the time zone and style of the new timestamps; unchanged if none were sent.
 
     Raises IrregularStamps if the new timestamps do not follow the stored ones.
@@ -230,7 +269,7 @@ def _align_timestamps(
             where=where,
         )
     if not values:
-        return ParsedSeries(stored, style)
+        return stored, style
     index, style = timestamps.parse_timestamps(values, where=where)
     stored_start: Any = stored.start
     first: Any = timestamp_at(index, 0)
@@ -261,7 +300,7 @@ def _align_timestamps(
             f"{format_timestamp(timestamp_at(index, position))}. Send every step since, and null for missing values.",
             where=where,
         )
-    return ParsedSeries(aligned, style)
+    return aligned, style
 
 
 def _timestamp_kind(timestamp: Timestamp) -> str:

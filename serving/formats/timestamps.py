@@ -169,11 +169,11 @@ def normalize_frequency(freq: str | int, start: Timestamp, *, where: str) -> str
     return name
 
 
-def resolve_frequency(timestamps: Timestamps, *, declared: str | int | None, model_freq: str, where: str) -> str:
+def resolve_frequency(timestamps: Timestamps, *, declared: str | int | None, model_freq: str | None, where: str) -> str:
     """Returns the frequency that gives exactly these timestamps: the declared one, or else the inferred one.
 
     One frequency has several names (QS-JAN and QS-OCT, 24h and D): if none was declared and `model_freq` is the same grid as
-    the inferred one, the result is `model_freq`.
+    the inferred one, the result is `model_freq`. A model without a frequency (None) takes the inferred name.
 
     Raises DuplicateStamp and IrregularStamps with the first timestamp that is wrong, FrequencyUnknown if the frequency is
     ambiguous, and BadStamp if integer timestamps have a calendar frequency, or the reverse.
@@ -200,7 +200,7 @@ def resolve_frequency(timestamps: Timestamps, *, declared: str | int | None, mod
             freq = normalize_frequency(declared, start, where=where)
         else:
             freq = infer_series_frequency(timestamps[:_INFERENCE_STEPS], unique_id=where)
-        if declared is None and are_same_grid(freq, model_freq, [start]):
+        if declared is None and model_freq is not None and are_same_grid(freq, model_freq, [start]):
             freq = model_freq
         expected = build_unchecked_timestamps(start, freq=freq, steps=steps)
     except (pd.errors.OutOfBoundsDatetime, OverflowError) as error:

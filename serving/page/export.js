@@ -97,7 +97,8 @@ export function buildPython(series, { horizon, levels }) {
   const ds = JSON.stringify(series.ds);
   const timestamps = typeof series.ds[0] === "number" ? ds : `pd.to_datetime(${ds})`;
   const levelsArgument = levels.length > 0 ? `, levels=${JSON.stringify(levels).replaceAll(",", ", ")}` : "";
-  const freqArgument = series.freq === undefined ? "" : `, freq=${JSON.stringify(series.freq.alias)}`;
+  const freqArgument = (series.freq === undefined ? "" : `, freq=${JSON.stringify(series.freq.alias)}`)
+    + (series.season === undefined ? "" : `, season=${series.season}`);
   return [
     ...(hasKey ? ["import os", ""] : []),
     "import pandas as pd",

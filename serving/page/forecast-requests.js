@@ -19,9 +19,10 @@ export function levelsForCoverages(coverages) {
 }
 
 /** Returns a series in the form of a request. */
-export function toRequestSeries({ id, ds, y, freq }) {
-  if (freq === undefined) return { id, ds, y };
-  return freq.sendsStart ? { id, start: ds[0], freq: freq.alias, y } : { id, ds, y, freq: freq.alias };
+export function toRequestSeries({ id, ds, y, freq, season }) {
+  const declared = season === undefined ? {} : { season };
+  if (freq === undefined) return { id, ds, y, ...declared };
+  return freq.sendsStart ? { id, start: ds[0], freq: freq.alias, ...declared, y } : { id, ds, y, freq: freq.alias, ...declared };
 }
 
 /**

@@ -8,10 +8,9 @@ import { forecastAll, levelsForCoverages } from "./forecast-requests.js";
 import { ForecastView } from "./forecast-view.js";
 import { getReliableHorizon, showModel } from "./model-view.js";
 import { listenForTables } from "./table-input.js";
-import { parseTimestamp, stepName, timestampRange } from "./timestamps.js";
+import { anchorWeek, defaultHorizon, guessFrequency, parseTimestamp, stepName, timestampRange } from "./timestamps.js";
 
 const FREQUENCIES = ["15min", "h", "D", "W", "MS", "QS", "YS", "1"];
-const WEEKDAYS = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"];
 const MAX_OPTIONS = 500, MIN_SERIES_FOR_SEARCH = 12;
 const RETRY_MS = 3000; // delay between requests for the model while none is deployed
 
@@ -25,6 +24,7 @@ const state = {
   respondingModel: null, // the model that made the forecasts
   durationMs: 0,
   query: null, // { horizon, coverages, levels } of the forecasts
+  hasChosenHorizon: false, // whether the user has entered a horizon
   abortController: null, // of the running forecast
 };
 const messages = byId("messages");
@@ -42,6 +42,9 @@ const view = new ForecastView(() => state.selected && {
   seriesCount: state.series.length,
   getForecasts,
 });
+
+/** Whether the model in use is the pretrained network, which takes series of any frequency. */
+const isPretrained = () => state.modelInfo !== null && state.modelInfo.freq === null;
 
 // --- Data -----------------------------------------------------------------------------------------------------------
 
@@ -83,9 +86,12 @@ function updateSeries() {
   state.results = new Map();
   const alias = byId("freq").value;
   try {
-    state.series = state.table.values === undefined
-      ? state.table.series.map((series) => (alias === "" ? series : { ...series, freq: { alias, sendsStart: false } }))
+    const series = state.table.values === undefined
+      ? state.table.series.map((item) =>
+        (alias === "" ? item : { ...item, freq: { alias: anchorWeek(alias, item.ds[0]), sendsStart: false } }))
       : [seriesFromColumn(state.table.values, alias)];
+    const season = byId("season").valueAsNumber;
+    state.series = isPretrained() && season > 0 ? series.map((item) => ({ ...item, season })) : series;
   } catch (error) {
     state.series = [];
     showError(messages, error);
@@ -98,7 +104,14 @@ function updateSeries() {
   byId("run-forecast").disabled = state.selected === null;
   replaceChildren(byId("run-forecast"), count > 1 ? `Forecast ${count.toLocaleString("en")} series` : "Forecast");
   renderSeriesOptions();
+  proposeHorizon();
   if (state.selected !== null) view.render();
+}
+
+/** Proposes the usual horizon of the selected series, unless the model has its own or the user has chosen one. */
+function proposeHorizon() {
+  if (!isPretrained() || state.hasChosenHorizon || state.selected === null) return;
+  byId("horizon").value = defaultHorizon(byId("freq").value || guessFrequency(state.selected.ds));
 }
 
 function seriesFromColumn(values, freq) {
@@ -111,7 +124,7 @@ function seriesFromColumn(values, freq) {
       found: `“${byId("start").value}”`, where: "First timestamp", remedy: "Enter the timestamp of the first value.",
     });
   }
-  const alias = freq === "W" ? `W-${WEEKDAYS[new Date(start.wallTime).getUTCDay()]}` : freq;
+  const alias = anchorWeek(freq, start.text);
   return { id: "series", ds: timestampRange(start, alias, values.length), y: values, freq: { alias, sendsStart: true } };
 }
 
@@ -127,7 +140,7 @@ function resetData() {
 /** Fills the choice of frequencies; the model's frequency comes first. It is inferred for tables with timestamps. */
 function renderFrequencies(isInferred) {
   const previous = byId("freq").value, modelFreq = state.modelInfo?.freq;
-  const isListable = modelFreq !== undefined && timestampRange(parseTimestamp("2020-01-01"), modelFreq, 2) !== null;
+  const isListable = typeof modelFreq === "string" && timestampRange(parseTimestamp("2020-01-01"), modelFreq, 2) !== null;
   const aliases = [...new Set([...(isListable ? [modelFreq] : []), ...FREQUENCIES])];
   const title = (alias) => `${stepName(alias)}${alias === modelFreq ? " (frequency of the model)" : ""}`;
   replaceChildren(byId("freq"),
@@ -161,7 +174,7 @@ function readQuery() {
 
 async function runForecast() {
   const query = readQuery();
-  if (state.selected === null || !byId("horizon").reportValidity()) return;
+  if (state.selected === null || !byId("horizon").reportValidity() || !byId("season").reportValidity()) return;
   cancelForecast();
   const abortController = new AbortController();
   const notes = state.table.notes ?? [];
@@ -236,6 +249,12 @@ function cancelForecast() {
   state.abortController?.abort();
 }
 
+function changeSeason() {
+  const hadForecast = state.results.size > 0;
+  updateSeries();
+  if (hadForecast) runForecast();
+}
+
 /** Repeats the forecast after a change of its options, if there has been one or one is running. */
 function rerunIfForecast() {
   if (state.results.size > 0 || state.abortController !== null) runForecast();
@@ -249,10 +268,13 @@ async function loadModelInfo() {
     const { content } = await fetchJson("/v1/model");
     const isFirst = state.modelInfo === null;
     state.modelInfo = content;
-    replaceChildren(container,
-      createElement("b", {}, content.model.name), ` ${content.model.version} · frequency: ${stepName(content.freq)}`);
-    replaceChildren(byId("horizon-hint"), `This model was evaluated up to ${content.spec.horizon} steps ahead.`);
-    if (isFirst && state.results.size === 0) byId("horizon").value = content.spec.horizon;
+    const frequency = isPretrained() ? "pretrained, any frequency" : `frequency: ${stepName(content.freq)}`;
+    replaceChildren(container, createElement("b", {}, content.model.name), ` ${content.model.version} · ${frequency}`);
+    replaceChildren(byId("horizon-hint"),
+      isPretrained() ? null : `This model was evaluated up to ${content.spec.horizon} steps ahead.`);
+    byId("pretrained-note").hidden = byId("season-field").hidden = !isPretrained();
+    if (isFirst && state.results.size === 0 && !isPretrained()) byId("horizon").value = content.spec.horizon;
+    if (isFirst) proposeHorizon();
     renderFrequencies(state.table?.values === undefined);
     if (state.table?.values !== undefined && state.series.length === 0) updateSeries();
   } catch (error) {
@@ -290,8 +312,9 @@ async function updateKey(key) {
 function stepUnit() {
   const hasForecast = state.selected !== null && state.respondingModel !== null
     && state.results.get(state.selected.id)?.error === undefined;
-  const alias = byId("freq").value || (hasForecast ? state.modelInfo?.freq : undefined);
-  return alias === undefined || !/^[a-z]+$/.test(stepName(alias)) ? "step" : stepName(alias);
+  const guess = isPretrained() && state.selected !== null ? guessFrequency(state.selected.ds) : null;
+  const alias = byId("freq").value || (hasForecast ? state.modelInfo?.freq : null) || guess;
+  return alias === null || !/^[a-z]+$/.test(stepName(alias)) ? "step" : stepName(alias);
 }
 
 function showCurrentView() {
@@ -306,7 +329,7 @@ function showCurrentView() {
 
 function loadExample() {
   const { modelInfo } = state;
-  const options = modelInfo === null ? {}
+  const options = modelInfo === null || isPretrained() ? {}
     : { freq: modelInfo.freq, season: modelInfo.season, context: modelInfo.spec.context };
   const { series } = makeExample(options);
   byId("paste").value = "";
@@ -344,6 +367,8 @@ byId("freq").addEventListener("change", updateSeries);
 byId("start").addEventListener("change", updateSeries);
 byId("series").addEventListener("change", selectSeries);
 byId("series-search").addEventListener("input", searchSeries);
+byId("season").addEventListener("change", changeSeason);
+byId("horizon").addEventListener("input", () => { state.hasChosenHorizon = true; });
 byId("horizon").addEventListener("change", rerunIfForecast);
 byId("intervals").addEventListener("change", rerunIfForecast);
 byId("stop").addEventListener("click", cancelForecast);

@@ -64,16 +64,16 @@ function renderCard(modelInfo) {
     "Training data": facts.data ?? null,
     "Data digest": renderDigest(facts.data_digest),
     Series: describeSeries(facts),
-    "Training cutoff": /^-?\d+$/.test(cutoff) ? cutoff : formatTimestamp(cutoff.slice(0, 19), false),
+    "Training cutoff": cutoff === null ? "none: it was trained on synthetic series only" : formatCutoff(cutoff),
     "Training steps": Number.isInteger(facts.steps) ? `${facts.steps}, seed ${spec.training?.seed}` : null,
-    Frequency: `${stepName(freq)} (${freq})`,
-    Season: `${season} steps`,
-    Context: `${spec.context} steps`,
+    Frequency: freq === null ? "any: each series keeps its own" : `${stepName(freq)} (${freq})`,
+    Season: season === null ? "that of the request, or the usual one of the frequency" : `${season} steps`,
+    Context: freq === null ? null : `${spec.context} steps`,
     "Shortest history": `${modelInfo.min_history} steps`,
     "Backtest windows": facts.test_windows || null,
-    "Evaluated horizon": `${spec.horizon} steps; longer forecasts were never scored`,
+    "Evaluated horizon": freq === null ? null : `${spec.horizon} steps; longer forecasts were never scored`,
     "Reliable horizon": describeReliableHorizon(getReliableHorizon(modelInfo)),
-    "Prediction intervals": describeCalibration(modelInfo.calibration),
+    "Prediction intervals": describeIntervals(modelInfo),
     "Deployed for": formatDuration(age),
   };
   const rows = Object.entries(entries).filter(([, value]) => value !== null).map(([name, value]) =>
@@ -81,6 +81,10 @@ function renderCard(modelInfo) {
   const specification = createElement("details", {}, createElement("summary", {}, "Full specification"),
     createElement("pre", { tabindex: "0" }, createElement("code", {}, JSON.stringify(spec, null, 1))));
   return section("Model card", createElement("dl", { class: "facts" }, rows), specification);
+}
+
+function formatCutoff(cutoff) {
+  return /^-?\d+$/.test(cutoff) ? cutoff : formatTimestamp(cutoff.slice(0, 19), false);
 }
 
 function renderDigest(digest) {
@@ -92,7 +96,8 @@ function describeSeries({ series, left_out: omitted }) {
   return omitted ? `${series} (${omitted} more were too short)` : `${series}`;
 }
 
-function describeCalibration(calibration) {
+function describeIntervals({ calibration, intervals }) {
+  if (intervals === "network") return "the quantiles of the network itself, without a calibration on your data";
   if (calibration === null) return "none: the model was not calibrated and gives point forecasts only";
   if (calibration.basis === "assumed") return "calibrated without any observed error: do not trust them";
   const method = calibration.basis === "ranks" ? "the ranks of the errors" : "the spread of few errors";
@@ -117,10 +122,12 @@ function describeBlend(weights, chosen) {
   return BLEND_REASONS[chosen] === undefined ? shares : `${shares} (on the validation windows: ${BLEND_REASONS[chosen]})`;
 }
 
-function renderBacktestScores({ facts }) {
+function renderBacktestScores({ facts, freq }) {
   const backtest = facts.backtest ?? {};
   if (Object.keys(backtest).length === 0) {
-    const note = "This model has no backtest scores: it was trained on all data.";
+    const note = freq === null
+      ? "The pretrained network has no scores on your data. POST /v1/backtest measures it on histories that you send."
+      : "This model has no backtest scores: it was trained on all data.";
     return section("Backtest", createElement("p", { class: "empty-note" }, note));
   }
   const metrics = [...new Set(Object.values(backtest).flatMap((scores) => Object.keys(scores)))];

@@ -4,6 +4,8 @@ const ISO_PATTERN = /^(\d{4})-(\d\d)-(\d\d)(?:([T ])(\d\d):(\d\d)(?::(\d\d)(\.\d
 const DOTTED_PATTERN = /^(\d\d?)\.(\d\d?)\.(\d{4})(?: (\d\d?:\d\d(?::\d\d)?))?$/;
 const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 const DAY = 86_400_000;
+const MAX_GUESS_STEPS = 100; // timestamps that are read to guess a frequency
+const WEEKDAYS = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"];
 const STEP_NAMES = { s: "second", min: "minute", h: "hour", D: "day", W: "week", MS: "month", ME: "month", QS: "quarter",
   QE: "quarter", YS: "year", YE: "year", B: "business day" };
 
@@ -101,6 +103,36 @@ export function formatTime(date) {
 }
 
 export const monthName = (date) => MONTHS[date.getUTCMonth()];
+
+/**
+ * Returns the frequency that the timestamps of a series suggest by their shortest gap, such as "D" or "MS"; "1" for integers, and
+ * null if there are too few or the gap has no name here. Only for display and defaults: the service infers the frequency itself.
+ */
+export function guessFrequency(ds) {
+  if (typeof ds[0] === "number") return "1";
+  const times = ds.slice(0, MAX_GUESS_STEPS).map(toWallTime);
+  const gap = Math.min(...times.slice(1).map((time, index) => time - times[index]));
+  if (!Number.isFinite(gap) || gap <= 0) return null;
+  const days = gap / DAY;
+  if (days >= 365 && days <= 366) return "YS";
+  if (days >= 90 && days <= 92) return "QS";
+  if (days >= 28 && days <= 31) return "MS";
+  const [unit, milliseconds] = [["W", 7 * DAY], ["D", DAY], ["h", 3_600_000], ["min", 60_000], ["s", 1000]]
+    .find(([, length]) => gap % length === 0) ?? [];
+  if (unit === undefined) return null;
+  return gap === milliseconds ? unit : `${gap / milliseconds}${unit}`;
+}
+
+/** Returns the frequency of weeks that end on the weekday of a timestamp; any other frequency is returned unchanged. */
+export function anchorWeek(freq, timestamp) {
+  return freq === "W" && typeof timestamp === "string" ? `W-${WEEKDAYS[new Date(toWallTime(timestamp)).getUTCDay()]}` : freq;
+}
+
+/** Returns the usual horizon of a frequency, as the service has it for requests without one: 18 months, 14 days, 24 hours. */
+export function defaultHorizon(freq) {
+  const horizons = { W: 13, D: 14, MS: 18, QS: 8, YS: 6, 1: 6, h: 24, "30min": 48, "15min": 96 };
+  return horizons[freq] ?? 24;
+}
 
 /** Returns the name of one step of a frequency: "month", "15 minutes". */
 export function stepName(freq) {

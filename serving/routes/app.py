@@ -17,6 +17,7 @@ from serving.asgi import assets, auth
 from serving.asgi.metrics import Metrics
 from serving.asgi.middleware import RequestMiddleware
 from serving.asgi.proxies import ProxyMiddleware
+from serving.deployment.pretrained import PretrainedSlot
 from serving.deployment.slot import LoadPredictor, Slot, load_bundle
 from serving.errors import ApiError
 from serving.routes import backtest, explain, invocations, openapi, scenarios
@@ -49,7 +50,8 @@ def build_application(
     ]
     page_handlers = {**{asset.path: asset.serve for asset in page_assets}, **assets.swagger_routes()}
     metrics = Metrics([*(route.path for route in openapi.ROUTES), assets.METRICS_LABEL, assets.DOCS_METRICS_LABEL])
-    slot = slot or Slot(
+    slot_class = PretrainedSlot if settings.pretrained else Slot
+    slot = slot or slot_class(
         settings.slot,
         load=load,
         reload_s=settings.reload_s,

@@ -22,7 +22,7 @@ from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
 from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
-from serving.forecasting.outcomes import compute_forecasts
+from serving.forecasting.outcomes import compute_mixed_forecasts
 from serving.formats import limits, parsing, schema
 from serving.formats.schema import (
     ForecastOptions,
@@ -33,7 +33,7 @@ from serving.formats.schema import (
     SeriesError,
     StrictModel,
 )
-from serving.formats.series import parse_series
+from serving.formats.series import ParsedSeries, parse_series
 from serving.settings import Settings
 
 MAX_WINDOWS = 100
@@ -135,13 +135,12 @@ def decode_backtest(body: Body, _: str, __: Settings) -> BacktestRequest:
 
 def count_backtest_steps(request: BacktestRequest, model: DeployedModel) -> int:
     """Returns the steps of histories and forecasts, counted once for each origin."""
-    plan = _plan_backtest(request, model)
+    plan = _plan_backtest(request, request.horizon or model.predictor.fitted_model.spec.horizon)
     forecast_steps = len(request.series) * plan.horizon * (1 + len(request.levels))
     return plan.windows * (sum(len(history.y) for history in request.series) + forecast_steps)
 
 
-def _plan_backtest(request: BacktestRequest, model: DeployedModel) -> _BacktestPlan:
-    horizon = request.horizon or model.predictor.fitted_model.spec.horizon
+def _plan_backtest(request: BacktestRequest, horizon: int) -> _BacktestPlan:
     options = ForecastOptions(horizon=horizon, levels=request.levels)
     return _BacktestPlan(options, horizon, request.windows, request.stride or horizon)
 
@@ -149,22 +148,28 @@ def _plan_backtest(request: BacktestRequest, model: DeployedModel) -> _BacktestP
 def compute_backtest(job: ComputeJob[BacktestRequest]) -> EncodedResponse:
     """Returns an encoded BacktestResponse. Raises ApiError, also if the request has a single series and it is rejected."""
     request, model, deadline, settings, _ = job
-    plan = _plan_backtest(request, model)
+    limits.validate_history_size(request.series, settings)
+    histories = [_parse_history(history, model, deadline) for history in request.series]
+    plan = _plan_backtest(request, request.horizon or _find_horizon(histories, model))
     _validate_backtest_size(request.series, plan, settings)
-    parsed = [_parse_history(history, plan, model, deadline) for history in request.series]
-    full_series = [outcome for outcome in parsed if isinstance(outcome, Series)]
-    histories = [
-        series.take_first(len(series) - steps_after)
-        for series in full_series
-        for steps_after in plan.steps_after_origin
-    ]
-    forecasts = compute_forecasts(histories, plan.options, model, deadline)
+    parsed = [_validate_length(history, plan, model) for history in histories]
+    forecasts = compute_mixed_forecasts(
+        [
+            item._replace(series=item.series.take_first(len(item.series) - steps_after))
+            for item in parsed
+            if isinstance(item, ParsedSeries)
+            for steps_after in plan.steps_after_origin
+        ],
+        plan.options,
+        model,
+        deadline,
+    )
     outcomes: list[dict[str, Any]] = []
     scored: list[_WindowValues] = []
     first_window = 0
     for history, outcome in zip(request.series, parsed, strict=True):
         windows: Sequence[Forecast | ForecasterError] = ()
-        if isinstance(outcome, Series):
+        if isinstance(outcome, ParsedSeries):
             windows = forecasts[first_window : first_window + plan.windows]
             first_window += plan.windows
             errors = [forecast for forecast in windows if isinstance(forecast, ForecasterError)]
@@ -175,13 +180,15 @@ def compute_backtest(job: ComputeJob[BacktestRequest]) -> EncodedResponse:
                 raise ApiError.from_forecaster_error(outcome)
             outcomes.append(schema.error_fields(history.id, outcome))
             continue
-        window_values = _collect_windows(outcome, windows, plan, season=model.predictor.fitted_model.season)
+        series_model = model.for_series(outcome.series.freq, outcome.season)
+        season = series_model.predictor.fitted_model.season
+        window_values = _collect_windows(outcome.series, windows, plan, season=season)
         scored.append(window_values)
         outcomes.append(
             {
                 "id": history.id,
                 **_compute_comparison([window_values], plan),
-                "warnings": _collect_warnings(outcome, windows, plan, model),
+                "warnings": [*outcome.warnings, *_collect_warnings(outcome.series, windows, plan, series_model)],
             }
         )
     fields = {
@@ -212,16 +219,38 @@ def _validate_backtest_size(series: Sequence[HistoryField], plan: _BacktestPlan,
         )
 
 
-def _parse_history(
-    history: HistoryField, plan: _BacktestPlan, model: DeployedModel, deadline: Deadline
-) -> Series | ForecasterError:
-    fitted_model = model.predictor.fitted_model
+def _parse_history(history: HistoryField, model: DeployedModel, deadline: Deadline) -> ParsedSeries | ForecasterError:
     deadline.check()
+    fitted_model, is_pretrained = model.predictor.fitted_model, model.is_pretrained
     try:
-        series = parse_series(history, model=fitted_model, horizon=0, start_cache={}).series
+        return parse_series(history, model=fitted_model, horizon=0, start_cache={}, is_pretrained=is_pretrained)
     except ForecasterError as error:
         return error
-    steps_after, min_steps = max(plan.steps_after_origin), fitted_model.spec.min_steps
+
+
+def _find_horizon(histories: Sequence[ParsedSeries | ForecasterError], model: DeployedModel) -> int:
+    """Returns the horizon of a request that has none. Raises ApiError (422) if the series have several usual ones."""
+    horizons = {model.find_horizon(item.series.freq) for item in histories if isinstance(item, ParsedSeries)}
+    if len(horizons) > 1:
+        raise ApiError(
+            "invalid_request",
+            "Expected a `horizon`, because the series have several frequencies; found none. Add it.",
+            where="horizon",
+        )
+    return min(horizons, default=1)
+
+
+def _validate_length(
+    parsed: ParsedSeries | ForecasterError, plan: _BacktestPlan, model: DeployedModel
+) -> ParsedSeries | ForecasterError:
+    """Returns the error of a history that is too short for all windows; anything else unchanged."""
+    if isinstance(parsed, ForecasterError):
+        return parsed
+    series, steps_after, min_steps = (
+        parsed.series,
+        max(plan.steps_after_origin),
+        model.predictor.fitted_model.spec.min_steps,
+    )
     if len(series) < steps_after + min_steps:
         return HistoryTooShort(
             f"Series {series.id!r} has {len(series)} steps; {plan.windows} windows of {plan.horizon} steps, {plan.stride} apart, "
@@ -229,7 +258,7 @@ def _parse_history(
             "Send a longer history, or request fewer windows.",
             where=series.id,
         )
-    return series
+    return parsed
 
 
 def _collect_windows(
@@ -294,7 +323,7 @@ def _collect_warnings(
     warnings = []
     cutoff = model.predictor.fitted_model.cutoff
     first_origin = series.timestamp_at(len(series) - max(plan.steps_after_origin) - 1)
-    if is_earlier(first_origin, cutoff):
+    if not model.is_pretrained and is_earlier(first_origin, cutoff):  # that one is trained on synthetic series only
         warnings.append(
             f"The training data of the model end at {format_timestamp(cutoff)}; origins before that are not out of sample."
         )

@@ -22,7 +22,7 @@ from serving.errors import ApiError
 from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
 from serving.formats import limits, parsing
 from serving.formats.schema import ForecastOptions, HistoryField, ModelInfo, RequestModel, StrictModel
-from serving.formats.series import parse_series
+from serving.formats.series import ParsedSeries, parse_series
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -97,13 +97,19 @@ def count_explain_steps(request: ExplainRequest, _: DeployedModel) -> int:
 def compute_explanation(job: ComputeJob[ExplainRequest]) -> EncodedResponse:
     """Returns an encoded ExplainResponse. Raises ApiError; 422 also if the series cannot be forecast."""
     request, model, deadline, settings, _ = job
-    deployed = model.predictor.fitted_model
-    horizon = request.horizon or deployed.spec.horizon
-    limits.validate_request_size(ForecastOptions(horizon=horizon), [request.series], settings)
+    limits.validate_history_size([request.series], settings)
     deadline.check()
     try:
-        parsed = parse_series(request.series, model=deployed, horizon=horizon, start_cache={})
-        fitted_model = _load_fitted_model(bundle_path(settings.slot, model.release))
+        parsed = parse_series(
+            request.series,
+            model=model.predictor.fitted_model,
+            horizon=request.horizon or 1,
+            start_cache={},
+            is_pretrained=model.is_pretrained,
+        )
+        horizon = request.horizon or model.find_horizon(parsed.series.freq)
+        limits.validate_request_size(ForecastOptions(horizon=horizon), [request.series], settings)
+        fitted_model = _find_fitted_model(parsed, model, settings)
         deadline.check()
         from forecaster.explain.attribution import METHODS, explain
 
@@ -130,9 +136,19 @@ def compute_explanation(job: ComputeJob[ExplainRequest]) -> EncodedResponse:
         "baseline": explanation.baseline,
         "gap": explanation.integration_error,
         "methods": METHODS,
-        "notes": explanation.notes,
+        "notes": [*parsed.warnings, *explanation.notes],
     }
     return EncodedResponse(orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY))  # NaN becomes null
+
+
+def _find_fitted_model(parsed: ParsedSeries, model: DeployedModel, settings: Settings) -> FittedModel:
+    """Returns the model with its networks. Raises BundleError or MissingPackage."""
+    if not model.is_pretrained:
+        return _load_fitted_model(bundle_path(settings.slot, model.release))
+    from forecaster.bundle.pretrained.base import specialize_base
+
+    horizon = model.predictor.fitted_model.spec.horizon
+    return specialize_base(parsed.series.freq, horizon=horizon, season=parsed.season).to_fitted_model()
 
 
 @lru_cache(maxsize=1)

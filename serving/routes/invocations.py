@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from forecaster.data.frames.panel import to_panel
-from forecaster.errors import ForecasterError
+from forecaster.errors import ForecasterError, FrequencyUnknown
 from forecaster.series import Forecast
 from serving.asgi.admission import one_by_one
 from serving.asgi.bodies import Body
@@ -32,13 +32,15 @@ from serving.formats.schema import (
     GridSeries,
     LevelsField,
     RequestModel,
+    SeasonField,
     SeriesInput,
     StrictModel,
     Text,
     to_array,
 )
+from serving.formats.series import validate_season
 from serving.formats.state_token import TokenSigner
-from serving.formats.timestamps import TimestampField
+from serving.formats.timestamps import FreqField, TimestampField, parse_step
 from serving.settings import Settings
 
 MAX_FRAME_COLUMNS = 3 * MAX_COLUMNS  # covariates, static features and channels
@@ -129,6 +131,11 @@ class ScoringParameters(RequestModel):
         default=None, ge=1, description="number of steps to forecast; by default the model's horizon"
     )
     levels: LevelsField = Field(default=[])
+    freq: FreqField | None = Field(
+        default=None,
+        description="frequency of the series; by default that of the model, and for `base` the inferred one",
+    )
+    season: SeasonField = None
     deadline_ms: int | None = Field(default=None, ge=1, description="as in /v1/forecast")
 
 
@@ -230,6 +237,14 @@ def compute_invocation(job: ComputeJob[DeepArRequest | ScoringRequest]) -> Encod
 def _predict_deepar(
     request: DeepArRequest, model: DeployedModel, settings: Settings, deadline: Deadline
 ) -> tuple[list[dict[str, Any]], int]:
+    if model.is_pretrained:
+        raise ApiError.from_forecaster_error(
+            FrequencyUnknown(
+                "Expected a model with a frequency, because this format has none; the pretrained network in use takes that of "
+                "each series. Send the histories to /v1/forecast, or serve a trained model.",
+                where="instances",
+            )
+        )
     fitted_model, configuration = model.predictor.fitted_model, request.configuration or DeepArConfiguration()
     levels = {
         str(level): float(level) for level in configuration.quantiles if "quantiles" in configuration.output_types
@@ -301,12 +316,11 @@ def _predict_scoring(
     fitted_model = model.predictor.fitted_model
     spec, frame = fitted_model.spec, request.to_frame()
     group_columns = () if spec.group is None or spec.group in spec.static else (spec.group,)
-    options = ForecastOptions(horizon=request.params.horizon or spec.horizon, levels=request.params.levels)
     limits.validate_frame_size(frame.size, settings)
     try:
         panel = to_panel(
             frame,
-            freq=fitted_model.freq,
+            freq=_find_frequency(request.params, model),
             covariates=spec.covariates,
             static=(*spec.static, *(name for name in group_columns if name in frame)),
             channels=spec.channels,
@@ -314,12 +328,29 @@ def _predict_scoring(
         )
     except ForecasterError as error:
         raise ApiError.from_forecaster_error(error) from error
+    season, horizon = request.params.season, request.params.horizon or model.find_horizon(panel.freq)
+    options = ForecastOptions(horizon=horizon, levels=request.params.levels)
     order = {str(series_id): index for index, series_id in enumerate(frame["unique_id"].unique())}
     series = sorted(panel.series, key=lambda item: order[item.id])  # the response keeps the order of the request
     limits.validate_response_size(options, len(series), settings)
     limits.validate_history_size(series, settings)
-    forecasts = compute_forecasts(series, options, model, deadline)
+    forecasts = compute_forecasts(series, options, model.for_series(panel.freq, season), deadline)
     return [row for forecast in forecasts for row in _forecast_rows(forecast)], len(forecasts)
+
+
+def _find_frequency(params: ScoringParameters, model: DeployedModel) -> str | None:
+    """Returns the frequency of the frame; None: it is inferred. Raises FrequencyUnknown, or SeasonMismatch for another season."""
+    if params.freq is not None:
+        parse_step(params.freq, where="freq")
+    if not model.is_pretrained:
+        validate_season(params.season, model.predictor.fitted_model.season, where="season")
+    return (
+        str(params.freq)
+        if params.freq is not None
+        else None
+        if model.is_pretrained
+        else model.predictor.fitted_model.freq
+    )
 
 
 def _forecast_rows(forecast: Forecast | ForecasterError) -> list[dict[str, Any]]:

@@ -27,9 +27,14 @@ class ModelResponse(StrictModel):
 
     model: ModelInfo
     spec: dict[str, Any] = Field(description="the complete specification of the model")
-    freq: str = Field(description="pandas offset alias, or an integer as text if timestamps are integers")
-    season: int = Field(description="steps of a season")
-    cutoff: str = Field(description="last timestamp of the training data; digits if timestamps are integers")
+    freq: str | None = Field(
+        description="pandas offset alias, or an integer as text if timestamps are integers; null: series of any frequency, as "
+        "the pretrained network `base` takes them"
+    )
+    season: int | None = Field(description="steps of a season; null: any, by default the usual one of the frequency")
+    cutoff: str | None = Field(
+        description="last timestamp of the training data; digits if timestamps are integers; null: they are synthetic"
+    )
     text_covariates: list[str] = Field(
         description="covariates that the model has learned as text; it reads the others as numbers"
     )
@@ -59,9 +64,9 @@ def describe_model(model: DeployedModel) -> dict[str, Any]:
     return {
         "model": model.info,
         "spec": fitted_model.spec.model_dump(mode="json"),
-        "freq": fitted_model.freq,
-        "season": fitted_model.season,
-        "cutoff": format_timestamp(fitted_model.cutoff),
+        "freq": None if model.is_pretrained else fitted_model.freq,
+        "season": None if model.is_pretrained else fitted_model.season,
+        "cutoff": None if model.is_pretrained else format_timestamp(fitted_model.cutoff),
         "text_covariates": list(fitted_model.encoding.categories),
         "min_history": fitted_model.spec.min_steps,
         "calibration": None if table is None else {"basis": table.basis, "windows": table.windows},

@@ -83,8 +83,9 @@ _NDJSON_RESPONSE_DESCRIPTION = (
 )
 _ARROW_REQUEST_DESCRIPTION = (
     "An Arrow IPC stream without compressed and dictionary batches. Each row is a series: `id`, `start` (text, timestamp or "
-    "integer), `freq`, `y` (list of numbers), and `covariates.NAME`, `static.NAME`, `channels.NAME`. The schema metadata has a "
-    "ForecastOptions as JSON under the key `forecast`. Status 415 if pyarrow is not installed on the server."
+    "integer), `freq`, `y` (list of numbers), and optionally `season` (integer), `covariates.NAME`, `static.NAME` and "
+    "`channels.NAME`. The schema metadata has a ForecastOptions as JSON under the key `forecast`. Status 415 if pyarrow is not "
+    "installed on the server."
 )
 _ARROW_RESPONSE_DESCRIPTION = (
     "An Arrow IPC stream with a row for each series, in order: `id`, `ds`, `mean`, `quantiles.LEVEL`, `samples`, `state`, "

@@ -137,7 +137,7 @@ def compute_scenarios(job: ComputeJob[ScenariosRequest]) -> EncodedResponse:
     fields: dict[str, Any] = {"model": model.info, "scenarios": _result_fields(results, request)}
     first = next((result for result in results if isinstance(result, ForecastResult)), None)
     if request.return_state and first is not None:
-        with_state = attach_state_token(first, parsed.series, model, signer)
+        with_state = attach_state_token(first, parsed, model, signer)
         if isinstance(with_state, ForecasterError):
             raise ApiError.from_forecaster_error(with_state)
         fields["state"] = with_state.state_token

@@ -30,7 +30,14 @@ from serving.asgi.auth import InvalidKeys, build_keyring
 from serving.services.application import ApplicationService, start_application
 from serving.settings import ENV_PREFIX, MIN_KEY_LENGTH, Settings, describe_errors
 
-_FOREIGN_SETTINGS = ("slot", "registry", "model", "alias", "shadow")  # of a server that follows a registry
+_FOREIGN_SETTINGS = (
+    "slot",
+    "registry",
+    "model",
+    "pretrained",
+    "alias",
+    "shadow",
+)  # of a server that follows a registry
 _STATE_KEYS_VARIABLE = f"{ENV_PREFIX}STATE_KEYS"
 
 

@@ -8,13 +8,21 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
+import pandas as pd
+
 from forecaster.bundle.artifact import load_predictor
-from forecaster.bundle.pretrained.specification import base_spec
-from forecaster.data.calendar import default_season
+from forecaster.bundle.pretrained.specification import BASE_NAME as BASE_NAME
+from forecaster.bundle.pretrained.specification import MAX_SEASON, base_spec
+from forecaster.data.calendar import default_horizon, default_season
+from forecaster.engines.engine import Engine
+from forecaster.errors import BadSpec
+from forecaster.frequency.timestamps import MAX_INTEGER_TIMESTAMP, Timestamp, is_integer_frequency, parse_frequency
 from forecaster.prediction.fitted_model import StoredModel
 from forecaster.prediction.predictor import Predictor
+from forecaster.series import Panel
 
 BASE_FOLDER = Path(__file__).with_name("base")
+_CALENDAR_START = "0001-01-02"  # one day later than the first, so that it exists in every time zone
 
 
 @lru_cache(maxsize=1)
@@ -25,7 +33,14 @@ def load_base() -> StoredModel:
     return stored
 
 
-def specialize_base(freq: str, *, horizon: int, season: int | None = None, name: str | None = None) -> StoredModel:
+def specialize_base(
+    freq: str,
+    *,
+    horizon: int,
+    season: int | None = None,
+    name: str | None = None,
+    stored: StoredModel | None = None,
+) -> StoredModel:
     """Returns the pretrained model for data with this frequency and season: the weights are the same for all of them.
 
     Args:
@@ -33,16 +48,60 @@ def specialize_base(freq: str, *, horizon: int, season: int | None = None, name:
         horizon: Steps ahead that a test or a fit scores; forecasts of any horizon are possible.
         season: Steps of a season; by default that of the frequency.
         name: Name of the model, by default `base`.
+        stored: Another result of `forecaster pretrain` than the shipped one.
     """
-    stored = load_base()
+    parse_frequency(freq, where="freq")
+    stored = load_base() if stored is None else stored
     season = season or default_season(freq)
+    validate_season(season)
     fields = {} if name is None else {"name": name}
     spec = base_spec(season, horizon=horizon, network=stored.spec.network.model_dump(), **fields)
-    return replace(stored, spec=spec, freq=freq, season=season)
+    return replace(stored, spec=spec, freq=freq, season=season, cutoff=_first_timestamp(freq, has_zone=False))
+
+
+def validate_season(season: int) -> None:
+    """Raises BadSpec for a season that the network cannot read."""
+    if not 1 <= season <= MAX_SEASON:
+        raise BadSpec(
+            f"Expected a `season` of 1 to {MAX_SEASON} steps; found {season}. Use a shorter season, or data of a coarser "
+            "frequency.",
+            where="season",
+        )
+
+
+def specialize_to_panel(panel: Panel, *, horizon: int | None = None, season: int | None = None) -> StoredModel:
+    """Returns the pretrained model for the data of a panel.
+
+    Its training cutoff lies before all data, because it has learned from generated series only.
+
+    Args:
+        panel: The data.
+        horizon: Steps ahead; by default the usual horizon of the frequency.
+        season: Steps of a season; by default that of the frequency.
+    """
+    model = specialize_base(panel.freq, horizon=horizon or default_horizon(panel.freq), season=season)
+    start = panel.series[0].start
+    has_zone = not isinstance(start, int) and start.tz is not None
+    return replace(model, cutoff=_first_timestamp(panel.freq, has_zone=has_zone))
 
 
 def base_predictor(
-    freq: str, *, horizon: int, season: int | None = None, clock: Callable[[], datetime] | None = None
+    freq: str,
+    *,
+    horizon: int,
+    season: int | None = None,
+    engine: Engine | None = None,
+    clock: Callable[[], datetime] | None = None,
 ) -> Predictor:
-    """Returns a predictor of the pretrained model for data with this frequency and season."""
-    return Predictor(specialize_base(freq, horizon=horizon, season=season), clock=clock)
+    """Returns a predictor of the pretrained model for data with this frequency and season.
+
+    Its engine depends on the season alone, so predictors of several frequencies may share one.
+    """
+    return Predictor(specialize_base(freq, horizon=horizon, season=season), engine=engine, clock=clock)
+
+
+def _first_timestamp(freq: str, *, has_zone: bool) -> Timestamp:
+    """Returns a timestamp before all data of this frequency that can be compared with them."""
+    if is_integer_frequency(freq):
+        return -MAX_INTEGER_TIMESTAMP
+    return pd.Timestamp(_CALENDAR_START, tz="UTC" if has_zone else None)

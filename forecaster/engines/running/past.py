@@ -14,6 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from forecaster.model.running_sizes import (
     INDEX_DECAY,
     LONG_CHANGE,
+    LONG_DECAY,
     MAX_FEATURE,
     MAX_UNITS,
     NUM_FORECASTS,
@@ -22,7 +23,7 @@ from forecaster.model.running_sizes import (
     TINY_SQUARE,
 )
 from forecaster.shapes import Bool, Float, Float64, Int
-from forecaster.spec import RUNNING_CYCLES, RUNNING_LAGS
+from forecaster.spec import LONG_CYCLES, RUNNING_CYCLES, RUNNING_LAGS, running_lookback
 
 _MAX_WINDOW_VALUES = 1 << 21  # of all windows that are viewed at once
 
@@ -184,7 +185,8 @@ class _View:
         self.unit = np.where(unit > 0, unit, np.float32(1.0))
         # Values before the first step are 0, so the sum of a season is that of the steps read.
         self.level = levels[rows, ends - 1] * season / np.clip(steps, 1, season)
-        self._window = sliding_window_view(filled_values, sizes.lookback, axis=1)[rows, ends - sizes.lookback]
+        recent = running_lookback(season)
+        self._window = sliding_window_view(filled_values, recent, axis=1)[rows, ends - recent]
         index = self._seasonal_index()  # in the order of the next season
         lags = self._window[:, : -RUNNING_LAGS - 1 : -1]
         is_read = np.arange(RUNNING_LAGS) < steps[:, None]
@@ -246,14 +248,26 @@ class _View:
         is_read = season - 1 - ahead < self._steps[:, None]
         self._last_season = self._to_units(self._window[:, -season + ahead]) * is_read
         self._index = np.clip(index[:, ahead] / self.unit[:, None], -MAX_UNITS, MAX_UNITS)
-        distance = 2 * season if long_season is None else long_season
-        level_age = long_season or season
-        level = self._levels[self._rows, self._ends - 1 - level_age]
-        older = self._window[:, -distance + np.arange(self._sizes.num_older) % (long_season or season)]
-        has_older = level_age + season <= self._steps
-        units = (older - level[:, None]) / self.unit[:, None]
-        self._older = np.clip(units, -MAX_UNITS, MAX_UNITS) * has_older[:, None]
+        if long_season is None:
+            has_older = 2 * season <= self._steps
+            older = self._window[:, -2 * season + ahead] - self._levels[self._rows, self._ends - 1 - season][:, None]
+        else:
+            has_older, older = self._long_seasons(long_season)
+        self._older = np.clip(older / self.unit[:, None], -MAX_UNITS, MAX_UNITS) * has_older[:, None]
         self._has_older = has_older.astype(np.float32)
+
+    def _long_seasons(self, long_season: int) -> tuple[Bool[np.ndarray, "view"], Float[np.ndarray, "view block"]]:
+        """Returns whether a long season was read, and the mean of the long seasons before the block; late ones weigh more."""
+        ahead = np.arange(self._sizes.block) % long_season
+        total, weights = np.zeros((len(self._rows), len(ahead)), dtype=np.float32), np.zeros_like(self.unit)
+        for cycle in range(LONG_CYCLES):
+            age = (cycle + 1) * long_season
+            weight = np.float32(LONG_DECAY**cycle) * (age + self._sizes.season <= self._steps)
+            level = self._levels[self._rows, self._ends - 1 - age]
+            values = self._values[self._rows[:, None], self._ends[:, None] - age + ahead]
+            total += weight[:, None] * (values - level[:, None])
+            weights += weight
+        return weights > 0, total / np.maximum(weights, np.float32(TINY))[:, None]
 
     def _slope(self, span: int) -> Float[np.ndarray, "view"]:
         distance = np.clip(self._steps - self._sizes.season, 0, span)
@@ -264,7 +278,7 @@ class _View:
     def _scalars(self) -> Float[np.ndarray, "view scalar"]:
         season, steps, unit = self._sizes.season, self._steps, self.unit
         changes = np.diff(self._window, axis=1)[:, ::-1]  # the latest first
-        changes = changes * (np.arange(1, self._sizes.lookback) < steps[:, None])
+        changes = changes * (np.arange(1, self._window.shape[1]) < steps[:, None])
         sizes, few = np.abs(changes), max(season, 6)
         unexplained = self._lags[:, :-1] - self._lags[:, 1:]
         unexplained = unexplained * (np.arange(1, RUNNING_LAGS) < steps[:, None])
@@ -273,7 +287,7 @@ class _View:
         ratios = [
             _log_ratio(self._mean_change, unit),
             _log_ratio(sizes[:, :few].sum(axis=1) / np.minimum(num_changes, few), self._mean_change),
-            _log_ratio(sizes.sum(axis=1) / np.minimum(num_changes, self._sizes.lookback - 1), self._mean_change),
+            _log_ratio(sizes.sum(axis=1) / np.minimum(num_changes, self._window.shape[1] - 1), self._mean_change),
             _log_ratio(np.abs(unexplained).sum(axis=1) / np.minimum(num_changes, RUNNING_LAGS - 1), one),
         ]
         repeats = self._index[:, np.arange(self._sizes.block) % self._sizes.num_phases]

@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from forecaster.bundle.pretrained.base import load_base
+from forecaster.prediction.validation import has_quantiles
 from forecaster.spec import Spec
 from forecaster.training import presets, selection
 from tests.forecaster.api.conftest import make_frame
@@ -42,7 +44,7 @@ def short_presets(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore::forecaster.api.ForecastWarning")
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_the_first_steps_run_as_they_are_printed(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program, polars_lines = read_programs("first-steps.md")
+    _, program, polars_lines = read_programs("first-steps.md")
     assert count_lines(program) <= 12
     if library == "polars":
         pytest.importorskip("polars")
@@ -61,6 +63,31 @@ def test_the_first_steps_run_as_they_are_printed(library: str, tmp_path: Path, m
     assert Path("forecast.png").stat().st_size > 10_000
 
 
+def test_the_first_forecast_takes_three_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = read_programs("first-steps.md")[0]
+    assert count_lines(program) == 3
+    if not has_quantiles(load_base()):
+        program = program.replace(", level=80", "")
+    monkeypatch.chdir(tmp_path)
+    make_frame(series=2, steps=84).to_csv("sales.csv", index=False)
+    results: dict[str, Any] = {}
+    exec(compile(program, "first-steps.md", "exec"), results)
+    assert len(results["forecast"]) == 2 * 12
+    assert list(results["forecast"].columns)[:3] == ["unique_id", "ds", "forecaster"]
+
+
+def test_the_programs_of_the_pretrained_network_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [program] = read_programs("pretrained.md")
+    if not has_quantiles(load_base()):
+        program = program.replace(", level=80", "")
+    monkeypatch.chdir(tmp_path)
+    make_frame(series=2, steps=84).to_csv("data.csv", index=False)
+    results: dict[str, Any] = {}
+    exec(compile(program, "pretrained.md", "exec"), results)
+    assert len(results["forecast"]) == 2 * 12
+    assert (results["scores"]["windows"] == 2 * 4).all()
+
+
 def test_the_comparison_of_libraries_states_the_lines_of_its_programs() -> None:
     text = (DOCS / "python.md").read_text()
     stated = dict(re.findall(r"(?m)^\| \[?(\w+)\]?(?:\([^)]*\))? \| (\d+)(?: for each series)? \|", text))
@@ -69,7 +96,7 @@ def test_the_comparison_of_libraries_states_the_lines_of_its_programs() -> None:
         for program in read_programs("python.md")
         if program.startswith("# ")
     }
-    programs["forecaster"] = count_lines(read_programs("first-steps.md")[0])
+    programs["forecaster"] = count_lines(read_programs("first-steps.md")[1])
     assert len(programs) == 6
     assert programs == {name: int(lines) for name, lines in stated.items()}
 

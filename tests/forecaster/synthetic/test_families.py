@@ -14,6 +14,7 @@ from forecaster.synthetic.processes import draw_gaussian_process, smooth_exponen
 from forecaster.synthetic.sampling import SeriesShape
 from forecaster.synthetic.seasons import draw_pattern
 from forecaster.synthetic.trends import draw_drift
+from forecaster.synthetic.weekly_profiles import draw_weekly_profiles
 
 LENGTH, SEASON = 240, 12
 
@@ -154,6 +155,23 @@ def test_several_seasons_repeat_after_the_long_season_too(season: int, long_seas
     )
     assert np.median(same) > np.median(opposite) + 0.3
     assert SeriesShape(1, 1, season).long_season == long_season
+
+
+def test_the_days_of_a_week_have_profiles_of_their_own() -> None:
+    """Days are like those a week before, and some weekends differ in shape; without a longer season all days are alike."""
+    values = draw_values("weekly_profiles", num_series=300, length=6 * 168, season=24)
+    days = values.reshape(300, -1, 24)
+    shapes = days - days.mean(axis=2, keepdims=True)
+
+    def measure_change(shift: int) -> np.ndarray:
+        return np.abs(shapes[:, shift:] - shapes[:, :-shift]).mean(axis=(1, 2))
+
+    differing = measure_change(1) > 1.5 * measure_change(7)
+    assert 0.15 < differing.mean() < 0.6
+    alike = draw_weekly_profiles(SeriesShape(300, 6 * 168, 24, second_season=0), np.random.default_rng(0))
+    days = alike.reshape(300, -1, 24)
+    shapes = days - days.mean(axis=2, keepdims=True)
+    assert (measure_change(1) > 1.5 * measure_change(7)).mean() < 0.02
 
 
 def test_a_cycle_has_a_period_that_is_not_the_season() -> None:
@@ -298,3 +316,14 @@ def test_a_season_without_calendar_is_refused_by_the_calendar_family() -> None:
     with pytest.raises(InputError, match=r"Expected a season that a calendar has .* found 5\. Use one") as error:
         draw_values("calendar", season=5)
     assert error.value.where == "season"
+
+
+def test_the_first_step_decides_the_dates() -> None:
+    """Weekdays shifted by a whole week are the same ones; shifted by less they are others."""
+    start, week_later, day_later = (
+        draw_calendar_effects(SeriesShape(50, 70, 7, first_step=step), np.random.default_rng(5)) for step in (0, 7, 1)
+    )
+    same = [np.corrcoef(*pair)[0, 1] for pair in zip(start, week_later, strict=True)]
+    other = [np.corrcoef(*pair)[0, 1] for pair in zip(start, day_later, strict=True)]
+    assert np.median(same) > 0.8
+    assert np.median(other) < 0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,12 @@ from forecaster.metrics import mae, seasonal_error
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel, Series
 from forecaster.training.fit import fit
-from forecaster.training.presets import Preset, build_candidate_specs, build_validation_fields
+from forecaster.training.presets import (
+    Preset,
+    build_candidate_specs,
+    build_validation_fields,
+    choose_validation_fields,
+)
 from forecaster.training.selection import _build_candidates, select_on_validation, select_spec
 from tests.factories import make_panel, make_spec, make_wave
 
@@ -32,7 +37,8 @@ FREQUENCIES = {
 
 
 def make_frequency_panel(freq: str, *lengths: int) -> Panel:
-    start = pd.Timestamp("2020-01-01") if freq != "B" else pd.Timestamp("2020-01-02")
+    start: Any = pd.Timestamp("2020-01-01") if freq != "B" else pd.Timestamp("2020-01-02")
+    start = 0 if freq == "1" else start
     return Panel(
         [Series(str(n), start, freq, 50 + make_wave(length, seed=n)) for n, length in enumerate(lengths)], freq
     )
@@ -49,7 +55,7 @@ def test_every_frequency_length_and_horizon_has_a_valid_preset(
         assert spec.context % spec.segment == 0
         available_steps = max(2, max(lengths) - 2 * horizon)
         assert spec.context <= max(available_steps, spec.segment)
-        assert spec.validation_steps <= max(horizon, np.median(lengths) / 5)
+        assert spec.validation_steps <= max(horizon, np.median(lengths) / 3)
         assert spec.min_steps <= spec.context
 
 
@@ -59,9 +65,9 @@ def test_the_preset_follows_the_frequency_unless_named() -> None:
     assert all(spec.head.loss == "mae" and spec.training.refit for spec in monthly)
     [classic] = build_candidate_specs(make_frequency_panel("MS", 120, 110), horizon=18, name="any", preset="classic")
     assert (classic.head.loss, classic.decoder, classic.segment) == ("mse", "rollout", 1)
-    assert build_candidate_specs(make_frequency_panel("h", 2000), horizon=100, name="a", preset="yearly") == [
+    assert build_candidate_specs(make_frequency_panel("h", 120), horizon=50, name="a", preset="yearly") == [
         spec.model_copy(update={"name": "a"})
-        for spec in build_candidate_specs(make_frequency_panel("YS", 2000), horizon=100, name="b")
+        for spec in build_candidate_specs(make_frequency_panel("YS", 120), horizon=50, name="b")
     ]
     for preset in get_args(Preset):
         assert build_candidate_specs(make_frequency_panel("D", 400), horizon=7, name="any", preset=preset)
@@ -95,12 +101,61 @@ def test_windows_overlap_when_too_few_fit(windows: int, horizon: int, season: in
 
 def test_an_hourly_panel_with_a_long_horizon_uses_overlapping_windows() -> None:
     for spec in build_candidate_specs(make_frequency_panel("h", 10_000), horizon=240, name="any"):
-        assert (spec.training.valid_windows, spec.training.valid_stride) == (21, 24)
+        assert (spec.training.valid_windows, spec.training.valid_stride) == (41, 24)
     assert make_spec(training={"valid_windows": 0, "valid_stride": 3}).validation_steps == 0
 
 
+@pytest.mark.parametrize(
+    ("length", "desired", "horizon", "season", "expected"),
+    [
+        (720, 5, 12, 12, {"valid_windows": 5}),  # five side by side
+        (300, 1, 12, 12, {"valid_windows": 5}),  # five rather than one, where a third of the history has room
+        (72, 0, 12, 12, {"valid_windows": 5, "valid_stride": 3}),  # five that overlap, in a third of the history
+        (42, 0, 12, 12, {"valid_windows": 3, "valid_stride": 1}),  # a third has three origins
+        (20, 0, 12, 12, {"valid_windows": 1}),
+        (97, 0, 18, 12, {"valid_windows": 5, "valid_stride": 3}),
+        (400, 2, 14, 7, {"valid_windows": 9, "valid_stride": 7}),  # whole seasons apart, as many as fit
+        (2000, 0, 336, 24, {"valid_windows": 14, "valid_stride": 24}),
+        (10_000, 30, 24, 24, {"valid_windows": 20}),
+    ],
+)
+def test_there_are_five_validation_windows_where_a_third_of_the_history_allows_them(
+    length: int, desired: int, horizon: int, season: int, expected: dict[str, int]
+) -> None:
+    fields = choose_validation_fields(length, desired, horizon=horizon, season=season)
+    assert fields == expected
+    assert make_spec(horizon=horizon, training=fields).validation_steps <= max(horizon, length / 3)
+
+
+def test_variants_are_listed_from_the_last_value_to_the_calendar_of_the_year() -> None:
+    def list_variants(freq: str, length: int, **options: Any) -> list[tuple[str, bool]]:
+        specs = build_candidate_specs(make_frequency_panel(freq, length), horizon=7, name="any", **options)
+        return [(spec.base, bool(spec.calendar)) for spec in specs]
+
+    plain = [("last", False), ("seasonal_naive", False)]
+    assert list_variants("D", 400) == [*plain, ("zero", False)]
+    assert list_variants("D", 800) == [*plain, ("zero", False), ("seasonal_naive", True)]
+    assert list_variants("D", 2000) == [("last", False), ("zero", True), ("seasonal_naive", True)]
+    assert list_variants("7D", 110) == [("last", False), *plain]
+    assert list_variants("7D", 150) == [("last", False), *plain, ("last", True)]
+    assert not any(has_calendar for _, has_calendar in list_variants("1", 2000, preset="daily", season=7)), (
+        "integer steps have no calendar"
+    )
+
+
+def test_a_season_changes_the_errors_and_not_the_preset() -> None:
+    panel = make_frequency_panel("D", 400)
+    for season in (1, 5, 30):
+        given = build_candidate_specs(panel, horizon=7, name="any", season=season)
+        assert given == [
+            spec.model_copy(update={"season": season}) for spec in build_candidate_specs(panel, horizon=7, name="any")
+        ]
+    [first, *_] = build_candidate_specs(make_frequency_panel("1", 400), horizon=7, name="any", season=24)
+    assert (first.season, first.segment) == (24, 12), "a frequency without a season follows the given one"
+
+
 def test_the_best_candidate_on_the_validation_windows_is_selected_without_later_data() -> None:
-    panel = make_panel(*(make_wave(90, seed=n) for n in range(3)))
+    panel = make_panel(*(make_wave(90, seed=n) for n in range(12)))
     training = {"steps": 30, "epoch_steps": 10, "batch": 16, "learning_rate": 0.02, "valid_windows": 1}
     good = make_spec(training=training, scaling="standard", base="seasonal_naive", season=24)
     bad = make_spec(training=training | {"learning_rate": 1e-9}, scaling="none", base="linear", season=24)

@@ -8,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from forecaster.errors import NonFiniteLoss
@@ -140,11 +141,11 @@ def test_the_used_variant_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selections, "build_candidate_specs", lambda *_, **__: make_candidates()[:2])
     progress = RecordedProgress()
     selected = select_spec(PANEL, name="any", horizon=5, test_windows=0, accelerator="cpu", progress=progress)
-    number = 1 + [candidate.error for candidate in selected.candidates].index(
-        min(candidate.error for candidate in selected.candidates)
-    )
+    [number] = [number for number, candidate in enumerate(selected.candidates, start=1) if candidate.is_chosen]
     [report] = progress.reports
-    assert report.startswith(f"Variant {number} ({selected.spec.scaling}, base zero) is used: it has the lowest MASE, ")
+    assert report == selected.reason
+    assert report.startswith(f"Variant {number} ({selected.spec.scaling}, base zero) is used: it ")
+    assert "MASE on the 2 validation windows" in report
     assert [name for name, _ in progress.phases] == ["variant 1 of 2", "variant 2 of 2"]
 
 
@@ -168,7 +169,7 @@ def test_a_training_reports_all_phases_in_order() -> None:
     assert dict(progress.phases)["fit"] == 11
     assert dict(progress.phases)["refit"] == trained.fitted.best_steps
     assert trained.backtest is not None
-    assert progress.updates["test"][-1] == dict(progress.phases)["test"] == 2 * 2 * len(trained.backtest.series)
+    assert progress.updates["test"][-1] == dict(progress.phases)["test"] == 3 * 2 * len(trained.backtest.series)
     assert progress.results["test"] == f"{len(trained.backtest.series)} series, 2 windows"
 
 
@@ -191,4 +192,15 @@ def test_a_training_that_wins_gives_no_advice() -> None:
     trained = train_model(panel, spec, accelerator="cpu")
     assert trained.backtest is not None
     scores = {name: trained.backtest.scores(name)["mase"] for name in trained.backtest.forecasts}
-    assert (trained.advice is None) == (scores["challenger"] < scores["seasonal_naive"]), scores
+    assert (trained.advice is None) == (scores["challenger"] < min(scores["seasonal_naive"], scores["last_value"])), (
+        scores
+    )
+
+
+def test_a_training_that_loses_against_the_last_value_alone_names_it() -> None:
+    steps = np.arange(90)
+    panel = make_panel(*(np.where(steps % 40 < 20, 1.0, 5.0) + 0.01 * make_wave(90, seed=seed) for seed in range(3)))
+    spec = make_spec(season=7, base="seasonal_naive", training=TRAINING | {"learning_rate": 1e-9, "valid_windows": 1})
+    advice = train_model(panel, spec, accelerator="cpu").advice
+    assert advice is not None
+    assert re.search(r": the last value is at least as good as this model\.", advice), advice

@@ -72,22 +72,23 @@ def test_models_challengers_and_baselines_are_scored_on_the_same_origins(
     files = ["--out", out, "--scores", scores, "--by", "kind", "--levels", 0.9, "--levels", 0.05]
     assert run_command("backtest", bundle, table, *options, *files) == 0
     output = capsys.readouterr()
-    names = ["small", "small 2", "seasonal_naive", "naive2", "dynamic_optimized_theta"]
+    names = ["small", "small 2", "seasonal_naive", "last_value", "naive2", "dynamic_optimized_theta"]
     rows = output.out.splitlines()
-    assert [row.split("  ")[0] for row in rows[1:6]] == names
-    assert "paired t over 20 series" in rows[6]
+    assert [row.split("  ")[0] for row in rows[1:7]] == names
+    assert "paired t over 20 series" in rows[7]
+    assert rows[8].startswith("season  4 steps ")
     assert output.err == ""
 
     frame, score_table = pd.read_parquet(out), pd.read_csv(scores)
     quantiles = [f"{name}-{level}" for name in names[:2] for level in ("0.05", "0.9")]
     assert set(frame.columns) == {"unique_id", "cutoff", "ds", "step", "y", *names, *quantiles}
     assert len(frame) == 20 * 2 * HORIZON
-    naive = seasonal_naive(4)
     for series in read_panel(DataSource(str(table))).series[:3]:
         for offset in (2 * HORIZON, HORIZON):
-            [forecast] = naive([series.take_first(len(series) - offset)], HORIZON)
             window = frame[(frame["unique_id"] == series.id) & (frame["cutoff"] == series.timestamps[-offset - 1])]
-            np.testing.assert_array_equal(window["seasonal_naive"], forecast.mean)  # type: ignore[union-attr]
+            for name, season in (("seasonal_naive", 4), ("last_value", 1)):
+                [forecast] = seasonal_naive(season)([series.take_first(len(series) - offset)], HORIZON)
+                np.testing.assert_array_equal(window[name], forecast.mean)  # type: ignore[union-attr]
 
     assert list(score_table.columns) == ["forecaster", "metric", "group", "step", "value"]
     assert set(score_table["group"].dropna()) == {"even", "odd"}
@@ -163,8 +164,31 @@ def test_a_model_trained_on_the_test_period_or_unable_to_forecast_is_reported(
     notes = [row for row in output.out.splitlines() if row.startswith("-: ")]
     assert notes == [
         "-: late 2, all columns: it has no forecast; the data have the frequency 'h', the model 'D' (20 of 20 series)",
-        "-: WQL, in 80%, in 95% of seasonal_naive: no calibrated intervals",
+        "-: WQL, in 80%, in 95% of seasonal_naive, last_value: no calibrated intervals",
     ]
+
+
+def test_the_season_of_a_backtest_sets_the_scale_and_the_naive_forecast(
+    bundle: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, scores = tmp_path / "out.csv", tmp_path / "scores.csv"
+    assert run_command("backtest", bundle, table, "--season", 3, "--out", out, "--scores", scores) == 0
+    assert "season  3 steps " in capsys.readouterr().out
+    frame = pd.read_csv(out)
+    panel = read_panel(DataSource(str(table)))
+    naive = [
+        forecast.mean  # type: ignore[union-attr]
+        for series in panel.series
+        for forecast in seasonal_naive(3)([series.take_first(len(series) - HORIZON)], HORIZON)
+    ]
+    np.testing.assert_allclose(frame["seasonal_naive"], np.concatenate(naive))
+    scale = {series.id: np.abs(series.y[3:-HORIZON] - series.y[: -HORIZON - 3]).mean() for series in panel.series}
+    errors = (frame["y"] - frame["small"]).abs() / frame["unique_id"].map(scale)
+    assert overall_scores(pd.read_csv(scores))["small"]["mase"] == pytest.approx(errors.mean())
+    assert run_command("backtest", bundle, table, "--season", 1, "--out", out) == 0
+    assert "season  1 step (no season" in capsys.readouterr().out
+    assert "last_value" not in pd.read_csv(out), "without a season it is seasonal naive"
+    assert run_command("backtest", bundle, table, "--season", 0) == 2
 
 
 def test_dashes_of_constant_series_are_explained(

@@ -16,13 +16,20 @@ MODELS = {"hospital": {"champion": "2"}, "sales": {"challenger": "1"}}
 
 
 class ServiceStarted(Exception):
-    """Raised instead of the replacement of the process."""
+    """Raised instead of the replacement of the process, with the environment of the service."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        super().__init__()
+        prefix = "FORECASTER_SERVING_"
+        self.settings = {
+            name.removeprefix(prefix): value for name, value in environment.items() if name.startswith(prefix)
+        }
 
 
 @pytest.fixture(autouse=True)
 def no_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    def raise_started(*_: object) -> None:
-        raise ServiceStarted
+    def raise_started(_: str, __: list[str], environment: dict[str, str]) -> None:
+        raise ServiceStarted(environment)
 
     for name in [name for name in os.environ if name.startswith("FORECASTER_SERVING_")]:
         monkeypatch.delenv(name)
@@ -92,3 +99,52 @@ def test_an_empty_slot_and_a_registry_that_is_down_name_the_option_to_wait(
     monkeypatch.setattr("pipelines.commands.serve._read_aliases", fail)
     with pytest.raises(RegistryError, match=r"The store failed\. .*--wait"):
         serve("hospital", root_options=RootOptions(tmp_path))
+
+
+@pytest.mark.parametrize("name", [None, "base"])
+def test_an_empty_root_serves_the_pretrained_network_without_a_registry(
+    name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name is not None:
+        monkeypatch.setenv("FORECASTER_SERVING_MODEL", name)
+    with pytest.raises(ServiceStarted) as started:
+        serve(name, root_options=RootOptions(tmp_path))
+    assert started.value.settings["PRETRAINED"] == "true"
+    assert "MODEL" not in started.value.settings
+    assert "serving 'base', the pretrained network" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_that_served_a_model_serves_it_again(tmp_path: Path) -> None:
+    write_slot(tmp_path, "hospital")
+    with pytest.raises(ServiceStarted) as started:
+        serve(root_options=RootOptions(tmp_path))
+    assert "PRETRAINED" not in started.value.settings
+
+
+def test_a_slot_of_another_place_is_left_to_the_process_that_fills_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORECASTER_SERVING_SLOT", str(tmp_path / "elsewhere"))
+    with pytest.raises(ServiceStarted) as started:
+        serve(root_options=RootOptions(tmp_path))
+    assert "PRETRAINED" not in started.value.settings
+
+
+def test_a_registered_model_named_base_is_served_by_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.commands.serve._read_aliases", lambda _: {"base": {"champion": "1"}})
+    with pytest.raises(ServiceStarted) as started:
+        serve("base", root_options=RootOptions(tmp_path))
+    assert started.value.settings["MODEL"] == "base"
+    assert "PRETRAINED" not in started.value.settings
+
+
+def test_base_is_not_served_while_the_registry_that_may_have_such_a_model_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> None:
+        raise RegistryError("The store failed.")
+
+    monkeypatch.setattr("pipelines.commands.serve._read_aliases", fail)
+    with pytest.raises(RegistryError, match="The store failed"):
+        serve("base", root_options=RootOptions(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,15 @@ def test_tune_prints_the_best_spec_and_the_next_command(
     root, out = copy_migrated_root(migrated_root, tmp_path / "root"), tmp_path / "best.yaml"
     config = write_config(tmp_path / "small.yaml", SPEC)
     arguments = ("tune", six_meters.source, "--config", config, "--trials", 2, "--out", out, "--root", root.path)
-    assert run_command(*arguments, "--horizon", 3, "--zone", "Europe/Berlin", "--test-windows", 2) == 0
+    assert run_command(*arguments, "--horizon", 3, "--zone", "Europe/Berlin", "--test-windows", 2, "--season", 6) == 0
     lines = capsys.readouterr().out.splitlines()
     best = read_spec(out)
-    assert (best.horizon, best.training.valid_windows) == (3, 2)
+    assert (best.horizon, best.training.valid_windows, best.season) == (3, 2, 6)
     assert lines[0].split()[:4] == ["trial", "rollout", "epochs", "seconds"]
     assert {lines[1].split()[0], lines[2].split()[0]} == {"1", "2"}
     assert float(lines[1].split()[1]) <= float(lines[2].split()[1])
-    assert "seasonal naive" in lines[3]
+    assert re.search(r", seasonal naive [\d.]+, the last value [\d.]+ on the same validation windows", lines[3])
+    assert lines[4].startswith("season  6 steps ")
     command = (
         f"forecaster train {six_meters.source} --config {out} --test-windows 2 --zone Europe/Berlin --root {root.path}"
     )
@@ -53,6 +55,7 @@ def test_tune_prints_the_best_spec_and_the_next_command(
         (["--horizon", "4", "--timeout=-1"], "--timeout"),
         (["--horizon", "4", "--valid-windows", "0"], "--valid-windows"),
         (["--horizon", "4", "--valid-windows=-1"], "training.valid_windows"),
+        (["--horizon", "4", "--season", "0"], "--season of at least 1"),
         (["--horizon", "4", "--out", "nowhere/best.yaml"], "--out"),
         (["--config", "none.yaml"], "none.yaml"),
     ],

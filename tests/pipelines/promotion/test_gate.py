@@ -63,6 +63,29 @@ def test_a_challenger_must_match_seasonal_naive_and_beat_the_champion(errors: di
     assert promoted == (set(outcomes.values()) <= {True, None})
 
 
+def test_a_challenger_that_the_last_value_beats_is_not_promoted() -> None:
+    errors = {"challenger": 1.0, "seasonal_naive": 2.0}
+    verdict = judge(make_backtest(**errors, last_value=0.9))
+    assert verdict.failed_checks == ("last_value",)
+    assert str(verdict) == "keep the current model: MASE 1.0000 does not beat the last value's 0.9000"
+    promoted = judge(make_backtest(**errors, last_value=1.1))
+    assert promoted.should_promote
+    assert "beats seasonal naive's 2.0000; MASE 1.0000 beats the last value's 1.1000" in str(promoted)
+    assert judge(make_backtest(**errors, last_value=0.9), Policy(naive_room=0.2)).should_promote
+    assert judge(make_backtest(**errors)).should_promote, "data without a season have no other last value"
+
+
+def test_reported_scores_of_the_last_value_are_compared_where_a_bundle_has_them() -> None:
+    scores = {"challenger": {"mase": 0.9, "mae": 1.0}, "seasonal_naive": {"mase": 1.0, "mae": 2.0}}
+    assert judge_reported_scores(scores, Policy(), Evidence()).should_promote, "a bundle of an earlier version"
+    worse = judge_reported_scores(scores | {"last_value": {"mase": 0.8, "mae": 0.5}}, Policy(), Evidence())
+    assert worse.failed_checks == ("last_value",)
+    unscored = {"mase": None, "mae": None}
+    nothing = judge_reported_scores({"challenger": unscored, "seasonal_naive": unscored}, Policy(), Evidence())
+    assert nothing.failed_checks == ("seasonal_naive",)
+    assert "no score to compare with that of seasonal naive" in str(nothing)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_single_non_finite_value_rejects_a_challenger(value: float) -> None:
     errors = np.zeros(SHAPE)
@@ -169,13 +192,13 @@ def test_a_champion_that_cannot_be_measured_blocks_a_promotion(champion: Any) ->
 
 
 def test_a_version_that_was_never_judged_is_not_promoted_over_a_champion_of_another_frequency() -> None:
-    scores = {"mase": 0.5, "mae": 1.0}, {"mase": 1.0, "mae": 2.0}
+    scores = {"challenger": {"mase": 0.5, "mae": 1.0}, "seasonal_naive": {"mase": 1.0, "mae": 2.0}}
     daily, hourly = (dataclasses.replace(make_fitted_model(make_spec()), freq=freq) for freq in ("D", "h"))
     differences = find_frequency_difference(daily, hourly)
-    verdict = judge_reported_scores(*scores, Policy(), Evidence(champion_differences=differences))
+    verdict = judge_reported_scores(scores, Policy(), Evidence(champion_differences=differences))
     assert verdict.failed_checks == ("champion",)
     assert "frequency 'D', the champion 'h'" in str(verdict)
-    assert judge_reported_scores(*scores, Policy(), Evidence()).should_promote
+    assert judge_reported_scores(scores, Policy(), Evidence()).should_promote
     assert find_frequency_difference(daily, daily) == ()
 
 

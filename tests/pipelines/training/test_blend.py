@@ -116,13 +116,13 @@ def test_a_blend_can_be_retrained_against_a_blended_champion(fresh_root: Root, t
     assert first.verdict.should_promote, first.verdict
     again = retrain(data, SPEC, fresh_root, RetrainOptions(force_retrain=True))
     assert not again.verdict.should_promote, "the same model is no better than the champion"
-    assert set(again.training.scores) == {CHALLENGER, NETWORK, "champion", "seasonal_naive"}
+    assert set(again.training.scores) == {CHALLENGER, NETWORK, "champion", "seasonal_naive", "last_value"}
 
 
 def test_without_a_blend_no_output_mentions_one(fresh_root: Root, tmp_path: Path) -> None:
     plain = train(write_rising_series(tmp_path), make_small_spec(), fresh_root)
     assert plain.model.blend_weights == {}
-    assert set(plain.scores) == {CHALLENGER, "seasonal_naive"}
+    assert set(plain.scores) == {CHALLENGER, "seasonal_naive", "last_value"}
     assert "blend" not in plain.model.facts
     assert "Blend" not in (plain.bundle / "card.md").read_text()
     run = create_client(fresh_root.store_uri).get_run(plain.run_id)

@@ -46,16 +46,16 @@ def test_a_training_without_a_run_writes_its_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hidden", ["mlflow", "alembic"])
 def test_without_mlflow_nothing_is_recorded(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hide_mlflow(monkeypatch, hidden)
-    assert not commands._can_record(Root(Path("root")))
+    assert not commands.can_record(Root(Path("root")))
 
 
 def test_a_tracking_server_needs_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     root = Root(Path("root"), tracking_uri="https://mlflow.example")
     hide_mlflow(monkeypatch, "alembic")
-    assert commands._can_record(root)
+    assert commands.can_record(root)
     hide_mlflow(monkeypatch, "mlflow")
     with pytest.raises(MissingPackage, match=r"'mlflow' for the tracking server.*recurrent-forecaster\[track\]"):
-        commands._can_record(root)
+        commands.can_record(root)
 
 
 def test_a_retraining_without_mlflow_fails_before_it_reads_data(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from pipelines.sources import DataSource, read_panel, read_spec
 from pipelines.training.train import train
 from pipelines.tuning import search as tuning
 from pipelines.tuning.plots import plot_optimization_history, plot_param_importances
-from pipelines.tuning.search import TuningResult, _score_seasonal_naive, _select_search_panel, tune
+from pipelines.tuning.search import TuningResult, _score_baselines, _select_search_panel, tune
 from pipelines.tuning.study import DONE, PRUNED, REFUSED, PruningCallback, TrialResult, _hold_search_lock
 from tests.pipelines.conftest import make_small_spec
 
@@ -133,7 +133,8 @@ def test_the_runs_describe_the_search_and_every_trial(
     assert parent.data.params["best.trial"] == str(tuned.ranked_trials[0].trial)
     assert parent.data.params["network.hidden"] == str(SPEC.network.hidden), "the center of the search"
     assert parent.data.metrics["tune/value"] == tuned.best_value
-    assert parent.data.metrics["tune/seasonal_naive"] == tuned.seasonal_naive_value
+    for name in ("seasonal_naive", "last_value"):
+        assert parent.data.metrics[f"tune/{name}"] == tuned.baseline_values[name]
     assert parent.data.metrics["tune/trials"] == TRIAL_COUNT
     history = client.get_metric_history(tuned.run_id, "tune/value")
     best = [point.value for point in sorted(history, key=lambda point: point.step)]
@@ -312,16 +313,19 @@ def test_a_pruned_fit_stops_after_its_epoch_and_a_completed_one_is_not_pruned(
     assert min(trial.values.values()) == fitted.scores["valid/rollout"]
 
 
-def test_seasonal_naive_is_scored_like_the_trials(six_meters: DataSource) -> None:
+def test_baselines_are_scored_like_the_trials(six_meters: DataSource) -> None:
     frame = pd.read_csv(six_meters.source)
     frame.loc[[57, 118, 119], "y"] = np.nan  # in the last window of series that continue after it
     frame["ds"] = pd.to_datetime(frame["ds"])
     panel = to_panel(frame)
     assert {len(series) for series in panel.series} == {60}
-    spec = SPEC.model_copy(update={"base": "seasonal_naive", "context": 40, "min_history": 8})
-    constant_training = spec.training.model_copy(update={"learning_rate": 1e-30})
-    fitted = fit(panel, spec.model_copy(update={"training": constant_training}))
-    assert _score_seasonal_naive(panel, SPEC) == pytest.approx(fitted.scores["valid/rollout"], rel=1e-6)
+    errors = {}
+    for name, base in (("seasonal_naive", "seasonal_naive"), ("last_value", "last")):
+        spec = SPEC.model_copy(update={"base": base, "context": 40, "min_history": 8})
+        constant_training = spec.training.model_copy(update={"learning_rate": 1e-30})
+        errors[name] = fit(panel, spec.model_copy(update={"training": constant_training})).scores["valid/rollout"]
+    assert _score_baselines(panel, SPEC, season=4) == pytest.approx(errors, rel=1e-6)
+    assert list(_score_baselines(panel, SPEC, season=1)) == ["seasonal_naive"], "without a season the two are one"
 
 
 def test_series_too_short_for_all_windows_are_excluded_from_trials(six_meters: DataSource) -> None:
@@ -334,18 +338,22 @@ def test_series_too_short_for_all_windows_are_excluded_from_trials(six_meters: D
     assert len(hold_out(search_panel, 8, min_history=9).excluded_ids) == 0
 
 
-def test_the_history_plot_shows_trials_the_best_value_and_seasonal_naive() -> None:
+def test_the_history_plot_shows_trials_the_best_value_and_the_baselines() -> None:
     trials = [(1, 0.9, True), (2, 0.7, False), (3, 0.8, True), (4, 50.0, False), (5, math.inf, False)]
-    figure = plot_optimization_history(trials, seasonal_naive_value=1.0, title="a search")
+    figure = plot_optimization_history(
+        trials, baseline_values={"seasonal naive": 1.0, "last value": 1.1}, title="a search"
+    )
     figure.savefig(io.BytesIO())
     [axes] = figure.axes
     lines = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in axes.lines}
     assert lines["best so far"] == [0.9, 0.9, 0.8, 0.8, 0.8], "a pruned trial cannot be the best"
     assert set(lines["seasonal naive"]) == {1.0}
+    assert set(lines["last value"]) == {1.1}
     assert axes.get_ylim()[1] < 1.6, "an outlier does not flatten the rest"
-    plot_optimization_history([(1, 1.0, False)], seasonal_naive_value=1.0, title="only pruned trials").savefig(
-        io.BytesIO()
+    only_pruned = plot_optimization_history(
+        [(1, 1.0, False)], baseline_values={"seasonal naive": 1.0}, title="only pruned trials"
     )
+    only_pruned.savefig(io.BytesIO())
 
 
 def test_the_importance_plot_has_one_bar_per_parameter_in_order() -> None:

@@ -126,22 +126,29 @@ FUNCTION vector NAME(to_units)(const struct NAME(view) *w, vector x) { return NA
 // older season.
 FUNCTION int NAME(find_seasons)(struct NAME(view) *w) {
     const struct past *p = w->p;
-    const int64_t s = p->season, distance = p->long_season ? p->long_season : 2 * s, age = p->long_season ? p->long_season : s;
+    const int64_t s = p->season;
     const float *v = w->values + w->end;
     for (int64_t k = 0; k < LAGS; k++) w->lags[k] = v[-k] - w->index[s - 1 - k % s];
     for (int64_t k = 0; k < LAGS; k += LANES)
         AT(w->lags + k) = NAME(where)(NAME(iota)((float)k) < w->n, NAME(to_units)(w, AT(w->lags + k)));
-    const int has_older = s > 1 && (float)(age + s) <= w->n;
-    const float level = w->levels[w->end - age];
     for (int64_t q = 0; q < p->phases; q += LANES) {
         vector units = NAME(to_units)(w, NAME(load)(v - s + 1 + q, p->phases - q));
         AT(w->last + q) = NAME(where)(((float)(s - 1) - NAME(iota)((float)q) < w->n) & (s > 1 ? -1 : 0), units);
         AT(w->index + q) = NAME(within)(AT(w->index + q) / w->unit, MAX_UNITS);
     }
-    for (int64_t q = 0; q < p->older; q++) w->older[q] = has_older ? v[q % age - distance + 1] : level;
+    const int64_t cycle = p->long_season ? p->long_season : s, cycles = p->long_season ? LONG_CYCLES : 1;
+    float weights = 0.0f, weight = 1.0f;
+    memset(w->older, 0, p->older * sizeof(float));
+    for (int64_t c = 1; s > 1 && c <= cycles; c++, weight *= 0.7f) {
+        const int64_t age = c * cycle, back = p->long_season ? age : 2 * s; // of the level, and of the first value
+        if (!((float)(age + s) <= w->n)) break;
+        const float level = w->levels[w->end - age];
+        for (int64_t q = 0; q < p->older; q++) w->older[q] += weight * (v[q % cycle - back + 1] - level);
+        weights += weight;
+    }
     for (int64_t q = 0; q < p->older; q += LANES)
-        AT(w->older + q) = NAME(within)((AT(w->older + q) - level) / w->unit, MAX_UNITS);
-    return has_older;
+        AT(w->older + q) = NAME(within)(AT(w->older + q) / NAME(most)(weights, TINY) / w->unit, MAX_UNITS);
+    return weights > 0;
 }
 
 // Sums of changes, the latest first: absolute, squared, and products with the change before each.
@@ -165,7 +172,7 @@ FUNCTION float NAME(ratio)(float first, float second) { return first / NAME(most
 // Numbers that describe the past, in the order of `_scalars`; the slopes are in units per step.
 FUNCTION void NAME(describe)(const struct NAME(view) *w, const float *slopes, int has_older, float *scalars) {
     const struct past *p = w->p;
-    const int64_t s = p->season, few = s > 6 ? s : 6, count = p->lookback - 1;
+    const int64_t s = p->season, few = s > 6 ? s : 6, count = (CYCLES + 1) * s > LAGS + 1 ? (CYCLES + 1) * s - 1 : LAGS;
     const float n = w->n, unit = w->unit, *sums = w->sums, season = (float)s, steps = NAME(most)(n - 1, 1);
     const float change = sums[CHANGE] / steps, first_level = sums[FIRST_SEASON] / NAME(most)(NAME(least)(n, season), 1);
     float all[3], recent[3], three[3], rest[3], unexplained[2 * LAGS + LANES] = {0}, logs[3 * LANES] = {0};

@@ -28,7 +28,7 @@ struct layer {
     const float *inputs, *hidden_before, *cell_before, *input_weights, *recurrent_weights, *input_bias, *recurrent_bias;
     const uint8_t *begun;
     float *outputs, *hidden_after, *cell_after;
-    float *gates, *cells; // saved for the backward pass, 4 * padded and padded floats; NULL if not needed
+    float *gates, *cells; // saved for the backward pass, by step before row: 4 * padded and padded floats; NULL if not needed
     const float *d_outputs, *d_hidden_after, *d_cell_after; // gradients of the loss; the last two may be NULL
     float *d_inputs, *d_hidden_before, *d_cell_before;      // d_inputs may be NULL
     float *d_input_weights, *d_recurrent_weights, *d_bias;  // per piece; d_bias holds those of the preactivations
@@ -63,6 +63,7 @@ struct dense {
 // Constants of forecaster/model/running_sizes.py and spec.py, and the order of the statistics.
 #define LAGS 24
 #define CYCLES 5
+#define LONG_CYCLES 3
 #define STATISTICS 12
 #define FORECASTS 8
 #define MAX_FEATURE 8.0f

@@ -17,15 +17,20 @@ FUNCTION __attribute__((always_inline)) vector NAME(update)(int64_t kind, vector
     return NAME(tanh)(sums[0]);
 }
 
+// Index of a step of a row in `gates` and `cells`, ordered by member, step and row, as the rows of a step are read together.
+FUNCTION int64_t NAME(saved)(const struct layer *l, int64_t row, int64_t t) {
+    return row + row / l->rows * l->rows * (l->steps - 1) + t * l->rows;
+}
+
 // One unit block of one row takes a step.
-FUNCTION __attribute__((always_inline)) void NAME(settle)(
-    const struct layer *l, int64_t place, int64_t unit, const vector *sums, const float *before, float *after, float *cell) {
+FUNCTION __attribute__((always_inline)) void NAME(settle)(const struct layer *l, int64_t place, int64_t saved, int64_t unit,
+                                                          const vector *sums, const float *before, float *after, float *cell) {
     int64_t H = l->hidden, P = l->padded, n = H - unit;
-    float *output = l->outputs + place * H + unit, *kept = l->gates ? l->gates + place * 4 * P + unit : NULL;
+    float *output = l->outputs + place * H + unit, *kept = l->gates ? l->gates + saved * 4 * P + unit : NULL;
     if (!l->begun[place]) { // padding leaves the state unchanged
         AT(after) = AT(before);
         NAME(store)(output, ALL(0.0f), n);
-        if (l->cells) AT(l->cells + place * P + unit) = AT(cell);
+        if (l->cells) AT(l->cells + saved * P + unit) = AT(cell);
         return;
     }
     vector gates[4] = {sums[0], sums[1], sums[2], sums[3]}, c = AT(cell);
@@ -33,7 +38,7 @@ FUNCTION __attribute__((always_inline)) void NAME(settle)(
     if (l->kind == LSTM) AT(cell) = c;
     if (kept) // an Elman cell saves no gates
         for (int g = 0; g < 4; g++) AT(kept + g * P) = gates[g];
-    if (l->cells) AT(l->cells + place * P + unit) = c;
+    if (l->cells) AT(l->cells + saved * P + unit) = c;
     AT(after) = h;
     NAME(store)(output, h, n);
 }
@@ -98,7 +103,7 @@ FUNCTION void NAME(dot_each)(float *sums, const float *bias, const float *x_weig
 
 // One step of so few rows that packing the weights does not pay off.
 FUNCTION void NAME(step_few)(const struct NAME(way) *w, int64_t base, int64_t rows, int64_t t) {
-    const int64_t H = w->l->hidden, P = w->l->padded, X = w->l->features;
+    const int64_t H = w->l->hidden, P = w->l->padded, X = w->l->features, saved = NAME(saved)(w->l, base, t);
     for (int64_t r = 0; r < rows; r++) {
         const float *x = w->here + r * w->wide, *h = x + X;
         for (int64_t s = 0; s < w->sums; s++) { // a GRU's are q, r, z, n: q has no input part, n no recurrent part
@@ -110,7 +115,7 @@ FUNCTION void NAME(step_few)(const struct NAME(way) *w, int64_t base, int64_t ro
         for (int64_t unit = 0; unit < P; unit += LANES) {
             vector sums[4];
             for (int64_t s = 0; s < w->sums; s++) sums[s] = AT(w->one + s * P + unit);
-            NAME(settle)(w->l, (base + r) * w->l->steps + t, unit, sums, h + unit, w->there + r * w->wide + X + unit,
+            NAME(settle)(w->l, (base + r) * w->l->steps + t, saved + r, unit, sums, h + unit, w->there + r * w->wide + X + unit,
                          w->cells + r * P + unit);
         }
     }
@@ -119,6 +124,7 @@ FUNCTION void NAME(step_few)(const struct NAME(way) *w, int64_t base, int64_t ro
 // One step of a band, tile by tile.
 FUNCTION void NAME(step_band)(const struct NAME(way) *w, int64_t base, int64_t rows, int64_t t) {
     const int64_t H = w->l->hidden, P = w->l->padded, X = w->l->features, wide = w->wide, gates = w->gates;
+    const int64_t saved = NAME(saved)(w->l, base, t);
     for (int64_t unit = 0; unit < P; unit += LANES) {
         const float *panel = w->panels + unit * (X + H) * gates;
         for (int64_t row = 0, high; row < rows; row += high) {
@@ -133,8 +139,8 @@ FUNCTION void NAME(step_band)(const struct NAME(way) *w, int64_t base, int64_t r
             } else
                 NAME(tile)((int)high, (int)gates, sums, x, wide, 1, panel, gates * LANES, X + H);
             for (int i = 0; i < high; i++)
-                NAME(settle)(w->l, (base + row + i) * w->l->steps + t, unit, sums + 4 * i, x + i * wide + X + unit,
-                             w->there + (row + i) * wide + X + unit, w->cells + (row + i) * P + unit);
+                NAME(settle)(w->l, (base + row + i) * w->l->steps + t, saved + row + i, unit, sums + 4 * i,
+                             x + i * wide + X + unit, w->there + (row + i) * wide + X + unit, w->cells + (row + i) * P + unit);
         }
     }
 }
@@ -192,16 +198,16 @@ FUNCTION int NAME(forward)(const struct layer *l, int64_t member, int64_t first,
 // order is that of `settle`.
 FUNCTION void NAME(unsettle)(const struct layer *l, int64_t row, int64_t t, const float *before, const float *slope,
                              float *d_sums, float *d_before, float *d_cell) {
-    const int64_t H = l->hidden, P = l->padded, place = row * l->steps + t;
-    const float *gates = l->gates ? l->gates + place * 4 * P : NULL;
+    const int64_t H = l->hidden, P = l->padded, place = row * l->steps + t, saved = NAME(saved)(l, row, t);
+    const float *gates = l->gates ? l->gates + saved * 4 * P : NULL;
     for (int64_t unit = 0; unit < H; unit += LANES) {
         int64_t n = H - unit;
         vector d = AT(slope + unit) + NAME(load)(l->d_outputs + place * H + unit, n);
         vector d_h = ALL(0.0f); // gradient of the previous state that bypasses the preactivations
         if (l->kind == LSTM) {
             vector i = AT(gates + unit), f = AT(gates + P + unit), g = AT(gates + 2 * P + unit), o = AT(gates + 3 * P + unit);
-            vector y = NAME(tanh)(AT(l->cells + place * P + unit));
-            vector c = t ? (vector)AT(l->cells + (place - 1) * P + unit) : NAME(load)(l->cell_before + row * H + unit, n);
+            vector y = NAME(tanh)(AT(l->cells + saved * P + unit));
+            vector c = t ? (vector)AT(l->cells + (saved - l->rows) * P + unit) : NAME(load)(l->cell_before + row * H + unit, n);
             vector d_c = AT(d_cell + unit) + d * o * (1.0f - y * y);
             NAME(store)(d_sums + unit, d_c * g * i * (1.0f - i), n);
             NAME(store)(d_sums + H + unit, d_c * c * f * (1.0f - f), n);

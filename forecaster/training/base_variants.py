@@ -1,0 +1,51 @@
+"""Variants of every preset that use the pretrained network: as it is, and trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from forecaster.bundle.pretrained.specification import base_spec
+from forecaster.data.calendar import default_season
+from forecaster.series import Panel
+from forecaster.spec import Spec
+
+_MAX_ORIGINS = 20  # last segments of a window that are trained; earlier ones belong to other windows
+_FINE_TUNING: Mapping[str, Any] = {
+    "initial": "base",
+    "steps": 200,
+    "epoch_steps": 50,
+    "batch": 48,
+    "learning_rate": 3e-4,
+    "schedule": "cosine",
+    "average": 0.98,
+    "refit": True,
+}
+
+
+def build_base_variants(panel: Panel, preset: Spec) -> list[Spec]:
+    """Returns the variants, the simplest first: without any training, and fine-tuned.
+
+    Args:
+        panel: The training data; only its frequency and the longest series are used.
+        preset: A variant of the preset, for its name, horizon, season and validation windows.
+    """
+    season = preset.season or default_season(panel.freq)
+    whole = base_spec(season, horizon=preset.horizon)
+    segments = max(1, min(whole.context, max(map(len, panel.series)) - preset.horizon) // whole.segment)
+    validation = {name: getattr(preset.training, name) for name in ("valid_windows", "valid_stride")}
+    origins = min(_MAX_ORIGINS, segments)
+    return [
+        _build_variant(season, preset, training={"initial": "base", "steps": 0, **validation}),
+        _build_variant(
+            season,
+            preset,
+            context=segments * whole.segment,
+            training={**_FINE_TUNING, **validation, "origins": origins},
+        ),
+    ]
+
+
+def _build_variant(season: int, preset: Spec, **fields: Any) -> Spec:
+    spec = base_spec(season, horizon=preset.horizon, name=preset.name, **fields)
+    return spec.model_copy(update={"season": preset.season})
