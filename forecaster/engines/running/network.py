@@ -165,7 +165,7 @@ class RunningNetwork:
         ahead = np.arange(self.block)
         if self._spec.base == "seasonal_naive":
             return np.asarray(recent[:, recent.shape[1] - season + ahead % season])
-        return last + (last - recent[:, -season - 1, None]) / season * (ahead + 1).astype(np.float32)
+        return np.asarray(last + (last - recent[:, -season - 1, None]) / season * (ahead + 1).astype(np.float32))
 
 
 def combine_forecasts(
