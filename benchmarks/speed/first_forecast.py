@@ -3,8 +3,8 @@
     python benchmarks/speed/first_forecast.py --repeats 5
 
 Each run is a new Python process: on the command line (`forecaster forecast data.csv --horizon 12`), and in Python
-(`Forecaster.pretrained().predict(df, horizon=12)`), with the time until the imports are done. It writes
-benchmarks/results/first_forecast.md.
+(`Forecaster.pretrained().predict(df, horizon=12)`), with the time until the imports are done. Processor seconds
+are reported too, because they depend less on what else the machine does. It writes benchmarks/results/first_forecast.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -48,18 +50,35 @@ def write_data(path: Path, *, num_series: int, steps: int) -> None:
     pd.concat(rows).to_csv(path, index=False)
 
 
-def measure_process(command: Sequence[str], *, repeats: int) -> float:
-    """Returns the median seconds of a command in a new process, after one run that fills the caches of the disk."""
+class Seconds(NamedTuple):
+    """The medians of a process: elapsed seconds, and those of the processor."""
+
+    elapsed: float
+    processor: float
+
+    def __str__(self) -> str:
+        return f"{self.elapsed:.2f} ({self.processor:.2f})"
+
+
+def measure_process(command: Sequence[str], *, repeats: int) -> Seconds:
+    """Returns the seconds of a command in a new process, after one run that fills the caches of the disk."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    seconds = []
+    elapsed, processor = [], []
     for _ in range(repeats + 1):
-        start = time.perf_counter()
+        start, used_before = time.perf_counter(), read_processor_seconds()
         subprocess.run(command, env=environment, cwd=tempfile.gettempdir(), stdout=subprocess.PIPE, check=True)
-        seconds.append(time.perf_counter() - start)
-    return median(seconds[1:])
+        elapsed.append(time.perf_counter() - start)
+        processor.append(read_processor_seconds() - used_before)
+    return Seconds(median(elapsed[1:]), median(processor[1:]))
 
 
-def measure(*, repeats: int) -> dict[str, tuple[float, float, float]]:
+def read_processor_seconds() -> float:
+    """Returns the processor seconds of all processes that were started here and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def measure(*, repeats: int) -> dict[str, tuple[Seconds, Seconds, Seconds]]:
     """Returns the seconds for each number of series: command line, Python, and the imports of Python alone."""
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -75,18 +94,19 @@ def measure(*, repeats: int) -> dict[str, tuple[float, float, float]]:
     return rows
 
 
-def render(rows: dict[str, tuple[float, float, float]], *, repeats: int) -> str:
+def render(rows: dict[str, tuple[Seconds, Seconds, Seconds]], *, repeats: int, load: float) -> str:
     """Returns the page of results."""
     lines = [
         "# Seconds to the first forecast",
         "",
         "From the start of a new process to the forecast of a user's own CSV by the pretrained network, 12 steps ahead.",
-        f"Medians of {repeats} processes, measured by `benchmarks/speed/first_forecast.py` with Python "
-        f"{platform.python_version()} on {os.cpu_count()} CPU cores.",
+        f"Elapsed seconds (processor seconds), medians of {repeats} processes, by `benchmarks/speed/first_forecast.py`",
+        f"with Python {platform.python_version()} on {os.cpu_count()} CPU cores. Its load at the start was {load:.1f}:",
+        "above the number of cores, elapsed seconds include the wait for others.",
         "",
-        "| data | command line, s | Python, s | of these, imports of Python, s |",
+        "| data | command line | Python | of these, the imports of Python |",
         "|---|---|---|---|",
-        *(f"| {name} | {' | '.join(f'{value:.2f}' for value in values)} |" for name, values in rows.items()),
+        *(f"| {name} | {' | '.join(map(str, values))} |" for name, values in rows.items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -96,7 +116,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    text = render(measure(repeats=options.repeats), repeats=options.repeats)
+    load = os.getloadavg()[0]
+    text = render(measure(repeats=options.repeats), repeats=options.repeats, load=load)
     RESULT.write_text(text)
     print(text)
 

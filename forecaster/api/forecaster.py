@@ -42,6 +42,7 @@ from forecaster.api.tables import (
     validate_calibration,
 )
 from forecaster.bundle import artifact
+from forecaster.bundle.pretrained.base import BASE_FOLDER
 from forecaster.data.frames.rows import ColumnNames
 from forecaster.errors import HorizonOutOfRange, InputError
 from forecaster.frequency.timestamps import format_timestamp
@@ -423,7 +424,9 @@ class Forecaster:
                 "Expected the histories of the fit for `histories=True`; this model was loaded without them. Leave it out.",
                 where="histories",
             )
-        storage.write_bundle(model, folder, card=render_model_card(model), histories=kept, overwrite=overwrite)
+        was_fitted = "data_digest" in model.facts  # otherwise it has the weights of the pretrained network
+        card = render_model_card(model) if was_fitted else artifact.read_card(BASE_FOLDER)
+        storage.write_bundle(model, folder, card=card, histories=kept, overwrite=overwrite)
         return folder
 
     @classmethod

@@ -56,8 +56,31 @@ class Engine(Protocol):
         """
 
 
+@runtime_checkable
+class QuantileEngine(Engine, Protocol):
+    """An engine that may also return quantiles of the head's own distribution."""
+
+    @property
+    def has_quantiles(self) -> bool:
+        """Whether the head has quantiles."""
+
+    def roll_out_quantiles(
+        self, inputs: RolloutInput, *, horizon: int, levels: Sequence[float]
+    ) -> Float64[np.ndarray, "path horizon level"]:
+        """Predicts quantiles of the next `horizon` values in data units, at ascending levels; they do not cross.
+
+        The median is the point forecast of `roll_out`, to the bit, and is fed back. Beyond the first block, the spread of
+        the head is widened by that at the end of the block before (`forecaster.engines.spread`).
+        """
+
+
+def find_quantile_engine(engine: Engine) -> QuantileEngine | None:
+    """Returns the engine if it has quantiles, else None."""
+    return engine if isinstance(engine, QuantileEngine) and engine.has_quantiles else None
+
+
 class EnsembleEngine:
-    """Combines the engines of several members: the median of point forecasts; sample paths are shared out in turn."""
+    """Combines the engines of several members: medians of point forecasts and of quantiles; paths are shared out in turn."""
 
     def __init__(self, members: Sequence[Engine]) -> None:
         assert members
@@ -85,6 +108,20 @@ class EnsembleEngine:
                     member_inputs, horizon=horizon, noise=noise_per_path[member_paths].reshape(-1, *noise.shape[1:])
                 )
         return forecasts
+
+    @property
+    def has_quantiles(self) -> bool:
+        """Whether all members have quantiles."""
+        return all(find_quantile_engine(member) is not None for member in self.members)
+
+    def roll_out_quantiles(
+        self, inputs: RolloutInput, *, horizon: int, levels: Sequence[float]
+    ) -> Float64[np.ndarray, "path horizon level"]:
+        """See `QuantileEngine.roll_out_quantiles`."""
+        members = [member for member in self.members if isinstance(member, QuantileEngine)]
+        return ensemble_median(
+            np.stack([member.roll_out_quantiles(inputs, horizon=horizon, levels=levels) for member in members])
+        )
 
 
 def ensemble_median(forecasts: Float64[np.ndarray, "member *axes"]) -> Float64[np.ndarray, "*axes"]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from forecaster.data.batching import compute_future_timestamps, replace_non_finite
 from forecaster.data.encoding import find_category
-from forecaster.engines.engine import Engine, RolloutInput
+from forecaster.engines.engine import Engine, RolloutInput, find_quantile_engine
 from forecaster.errors import BadStamp, ForecasterError
 from forecaster.frequency.timestamps import Timestamps
 from forecaster.installation import is_installed, require_package
@@ -22,6 +22,12 @@ from forecaster.intervals.adaptive import AdaptiveState
 from forecaster.prediction.carry import required_steps, truncate_series
 from forecaster.prediction.engine_choice import choose_engine, choose_sampling_engine, combine_engines
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
+from forecaster.prediction.head_quantiles import (
+    attach_head_quantiles,
+    has_head_quantiles,
+    split_median,
+    with_median,
+)
 from forecaster.prediction.input_warnings import InputInspector
 from forecaster.prediction.rollout_input import RolloutInputBuilder
 from forecaster.prediction.validation import InputValidator
@@ -69,13 +75,20 @@ class Predictor:
         require_packages(list_statistical_components(fitted_model.blend_weights))
         self.fitted_model, self.device, self.layout = fitted_model, device, fitted_model.layout
         self.engine = engine or choose_engine(fitted_model, device=device)
-        self._validator, self._inspector = InputValidator(fitted_model), InputInspector(fitted_model)
+        self._has_head_quantiles = has_head_quantiles(fitted_model, self.engine)
+        self._validator = InputValidator(fitted_model, has_head_quantiles=self._has_head_quantiles)
+        self._inspector = InputInspector(fitted_model)
         self._inputs, self._clock = RolloutInputBuilder(fitted_model), clock
 
     @cached_property
     def networks(self) -> tuple[Regressor, ...]:
         """The networks of all members, on the device."""
         return tuple(network.to(self.device).eval() for network in self.fitted_model.networks)
+
+    @property
+    def has_quantiles(self) -> bool:
+        """Whether forecasts may have quantiles: from a calibration, or else from the head."""
+        return self.fitted_model.calibration is not None or self._has_head_quantiles
 
     @property
     def network(self) -> Regressor:
@@ -106,15 +119,20 @@ class Predictor:
         Args:
             series: The histories.
             horizon: Steps ahead.
-            levels: The levels of the calibrated quantiles to return with the point forecast: 0.1 and 0.9 bound an 80 % interval.
+            levels: The levels of the quantiles to return with the point forecast: 0.1 and 0.9 bound an 80 % interval. They are
+                those of the calibration or, without one, of the head.
             adaptive_state: Shifts of the quantiles from actuals since the calibration.
         Raises:
             HorizonOutOfRange: `horizon` is below one.
-            LevelOutOfRange: A level is not between 0 and 1, or the model is not calibrated.
+            LevelOutOfRange: A level is not between 0 and 1, or the model has no quantiles.
         """
         self._validator.validate_arguments(horizon, levels)
         errors = self._validator.find_errors(series, horizon)
         valid = [item for item, error in zip(series, errors, strict=True) if error is None]
+        if levels and self._has_head_quantiles:
+            rolled_out = self._predict(valid, horizon, levels=with_median(levels))
+            results = iter(self._complete_head_quantiles(valid, rolled_out, levels))
+            return [next(results) if error is None else error for error in errors]
         results = iter(
             self._complete_forecasts(valid, self._apply_blend(valid, self._forecast_valid_series(valid, horizon)))
         )
@@ -160,6 +178,12 @@ class Predictor:
         self._validator.validate_arguments(horizon, levels)
         errors = self._validator.find_scenario_errors(scenarios, horizon)
         valid = [scenario for scenario, error in zip(scenarios, errors, strict=True) if error is None]
+        if levels and self._has_head_quantiles:
+            rolled_out = (
+                self._roll_out_scenarios(valid, horizon, levels=with_median(levels)) if valid else np.empty((0, 0))
+            )
+            results = iter(self._complete_head_quantiles(valid, rolled_out, levels) if valid else ())
+            return [next(results) if error is None else error for error in errors]
         forecasts = self._build_forecasts(valid, self._roll_out_scenarios(valid, horizon)) if valid else []
         results = iter(self._complete_forecasts(valid, self._apply_blend(valid, forecasts, shared_history=True)))
         outcomes: list[Forecast | ForecasterError] = [next(results) if error is None else error for error in errors]
@@ -207,15 +231,19 @@ class Predictor:
         states = states_at_end(series, self.networks, self._inputs.build_window, device=self.device)
         return truncate_series(series, spec, kept_steps=kept_steps, season=season, rollout_states=states)
 
-    def _predict_means(self, series: Sequence[Series], horizon: int) -> Float64[np.ndarray, "series horizon"]:
+    def _predict(
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+    ) -> Float64[np.ndarray, "series horizon *level"]:
+        """Returns point forecasts or, at levels of the head, quantiles."""
         if any(item.history_summary is not None and item.history_summary.rollout_states for item in series):
-            return np.concatenate([self._roll_out_scenarios([item], horizon) for item in series])
-        means, lengths = np.empty((len(series), horizon)), [len(item.y) for item in series]
+            return np.concatenate([self._roll_out_scenarios([item], horizon, levels=levels) for item in series])
+        forecasts = np.empty((len(series), horizon, *([len(levels)] if levels else [])))
+        lengths = [len(item.y) for item in series]
         window_lengths = {length: self.layout.window_length(length) for length in set(lengths)}
         for batch in batch_by_length([window_lengths[length] for length in lengths]):
             inputs = self._inputs.build([series[index] for index in batch], horizon)
-            means[batch] = self.engine.roll_out(inputs, horizon=horizon)
-        return means
+            forecasts[batch] = _roll_out(self.engine, inputs, horizon, levels)
+        return forecasts
 
     def _select_resume_engine(self, series: Series, default_engine: Engine) -> Engine:
         """Returns an engine that resumes from the stored state of a history; the default engine if there is none."""
@@ -228,10 +256,12 @@ class Predictor:
         states = series.history_summary.rollout_states[resume_step]
         return combine_engines(engines_from_states(self.networks, states, device=self.device))
 
-    def _roll_out_scenarios(self, scenarios: Sequence[Series], horizon: int) -> Float64[np.ndarray, "scenario horizon"]:
+    def _roll_out_scenarios(
+        self, scenarios: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+    ) -> Float64[np.ndarray, "scenario horizon *level"]:
         engine = self._select_resume_engine(scenarios[0], self.engine)
-        means = engine.roll_out(self._inputs.build_scenarios(scenarios, horizon), horizon=horizon)
-        return np.broadcast_to(means, (len(scenarios), horizon))
+        forecasts = _roll_out(engine, self._inputs.build_scenarios(scenarios, horizon), horizon, levels)
+        return np.broadcast_to(forecasts, (len(scenarios), *forecasts.shape[1:]))
 
     def _sample_paths(
         self, scenarios: Sequence[Series], horizon: int, path_indices: range, *, seed: int
@@ -298,6 +328,25 @@ class Predictor:
                 results[index] = replace(forecast, quantiles=quantiles)
         return results
 
+    def _complete_head_quantiles(
+        self,
+        series: Sequence[Series],
+        quantiles: Float64[np.ndarray, "series horizon level"],
+        requested: Sequence[float],
+    ) -> list[Forecast | ForecasterError]:
+        """Builds the forecasts of quantiles at the requested levels and the median, which is their mean."""
+        levels = with_median(requested)
+        means, offsets = split_median(quantiles, levels)
+        outcomes = self._complete_forecasts(series, self._build_forecasts(series, means))
+        return attach_head_quantiles(
+            series,
+            outcomes,
+            offsets,
+            levels,
+            requested,
+            compute_error_size=lambda item: self.compute_interval_scale(item.y, item.history_summary),
+        )
+
     def interval_group(self, series: Series) -> str | None:
         """Returns the group whose calibration a series uses; None, and groups without their own table, use that of all series."""
         name, calibration = self.fitted_model.spec.group, self.fitted_model.calibration
@@ -333,7 +382,7 @@ class Predictor:
 
     def _forecast_valid_series(self, series: Sequence[Series], horizon: int) -> list[Forecast | BadStamp]:
         """Forecasts valid series; the outcome is BadStamp where the timestamps of the forecast leave the calendar."""
-        return self._build_forecasts(series, self._predict_means(series, horizon))
+        return self._build_forecasts(series, self._predict(series, horizon))
 
     def _build_forecasts(
         self, series: Sequence[Series], means: Float64[np.ndarray, "series horizon"]
@@ -410,6 +459,16 @@ class Predictor:
             history = np.concatenate([series.history_summary.last_season_values, series.y])
         repaired_mean = replace_non_finite(mean, history, season=self.fitted_model.season)
         return Forecast(series.id, timestamps, repaired_mean, (warning,), has_fallback=True)
+
+
+def _roll_out(
+    engine: Engine, inputs: RolloutInput, horizon: int, levels: Sequence[float]
+) -> Float64[np.ndarray, "row horizon *level"]:
+    if not levels:
+        return engine.roll_out(inputs, horizon=horizon)
+    quantile_engine = find_quantile_engine(engine)
+    assert quantile_engine is not None, "the arguments were validated"
+    return quantile_engine.roll_out_quantiles(inputs, horizon=horizon, levels=levels)
 
 
 def _complete_forecast(forecast: Forecast, constant: float | None, warnings: tuple[str, ...]) -> Forecast:

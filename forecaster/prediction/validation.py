@@ -27,10 +27,10 @@ _MIN_VECTORIZED_SERIES = 4  # with fewer series, validating them one by one is f
 
 
 class InputValidator:
-    """Validates the input of forecasts by one fitted model."""
+    """Validates the input of forecasts by one fitted model; without a calibration, its head may have quantiles."""
 
-    def __init__(self, fitted_model: FittedModel | StoredModel) -> None:
-        self._fitted_model = fitted_model
+    def __init__(self, fitted_model: FittedModel | StoredModel, *, has_head_quantiles: bool = False) -> None:
+        self._fitted_model, self._has_head_quantiles = fitted_model, has_head_quantiles
         self._layout = fitted_model.layout
 
     def validate_arguments(self, horizon: int, levels: Sequence[float] = ()) -> None:
@@ -40,7 +40,7 @@ class InputValidator:
             raise LevelOutOfRange(
                 f"Expected levels between 0 and 1; found {invalid_levels[0]}. Write 0.9 for 90 %.", where="levels"
             )
-        if levels and self._fitted_model.calibration is None:
+        if levels and self._fitted_model.calibration is None and not self._has_head_quantiles:
             raise LevelOutOfRange(
                 f"Expected no levels: model {self._fitted_model.spec.name!r} is not calibrated and has point forecasts only. "
                 "Train it with valid_windows of 1 or more, or leave levels out.",

@@ -113,7 +113,7 @@ class Forecast:
         ds: The timestamp of each step ahead.
         mean: Float64 point forecasts, one per step ahead, in the units of the series.
         warnings: Messages about problems with this forecast.
-        quantiles: Calibrated quantiles by level, one per step ahead; only the requested levels.
+        quantiles: Quantiles by level, calibrated or of the network's head, one per step ahead; only the requested levels.
         has_fallback: Whether a fallback replaced the network or a part of a blend; a warning has the reason.
     """
 

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from forecaster.errors import ForecasterError, InputError
 from pipelines.commands.console import name_options, warn, write_table
-from pipelines.commands.model_options import PretrainedOptions, resolve_bundle
+from pipelines.commands.model_options import SeasonOptions, resolve_bundle
 from pipelines.commands.options import (
     DataOptions,
     RootOptions,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from forecaster.prediction.predictor import Predictor
     from forecaster.series import Forecast, Panel
 
-_ROOT_OPTIONS, _DATA_OPTIONS, _PRETRAINED_OPTIONS = RootOptions(), DataOptions(), PretrainedOptions()
+_ROOT_OPTIONS, _DATA_OPTIONS, _SEASON_OPTIONS = RootOptions(), DataOptions(), SeasonOptions()
 _MAX_MESSAGES = 10  # errors of single series that are reported individually
 
 
@@ -46,7 +46,7 @@ def forecast(
     out: Path | None = None,
     plot: Path | None = None,
     data_options: DataOptions = _DATA_OPTIONS,
-    pretrained_options: PretrainedOptions = _PRETRAINED_OPTIONS,
+    season_options: SeasonOptions = _SEASON_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Forecasts the series of the data, as a table with the columns `unique_id, ds, mean` and one column per level.
@@ -92,10 +92,10 @@ def forecast(
         )
     if url is None:
         folder = BASE_FOLDER if model is None else resolve_bundle(model, root_options)
-        pretrained_options.validate([folder])
-        result = _forecast_locally(folder, data, horizon, levels, data_options, pretrained_options)
+        season_options.validate([folder])
+        result = _forecast_locally(folder, data, horizon, levels, data_options, season_options)
     else:  # with --url the first argument is the data
-        pretrained_options.validate([])
+        season_options.validate([])
         result = _forecast_over_http(url, model, horizon, levels, data_options)
     forecasts = [outcome for outcome in result.outcomes if isinstance(outcome, Forecast)]
     _print_messages(result, forecasts)
@@ -133,7 +133,7 @@ def _forecast_locally(
     horizon: int | None,
     levels: tuple[float, ...],
     data_options: DataOptions,
-    pretrained_options: PretrainedOptions,
+    season_options: SeasonOptions,
 ) -> _ForecastResult:
     from forecaster.bundle import artifact
     from forecaster.bundle.pretrained.base import BASE_FOLDER
@@ -146,7 +146,7 @@ def _forecast_locally(
     progress = create_display(min_phase_s=LOG_INTERVAL_S)
     if folder == BASE_FOLDER:
         panel = read_panel(source._replace(values_only=True), now=now, progress=progress)
-        predictor = _build_pretrained(panel, horizon, pretrained_options, now)
+        predictor = _build_pretrained(panel, horizon, season_options, now)
     else:
         predictor = artifact.load_predictor(folder, clock=lambda: now)
         model = predictor.fitted_model
@@ -160,7 +160,7 @@ def _forecast_locally(
     return _ForecastResult(spec.name, panel, outcomes)
 
 
-def _build_pretrained(panel: Panel, horizon: int | None, options: PretrainedOptions, now: datetime) -> Predictor:
+def _build_pretrained(panel: Panel, horizon: int | None, options: SeasonOptions, now: datetime) -> Predictor:
     """Returns the pretrained network for the data of a panel, and says on standard error that it is used."""
     from forecaster.bundle.pretrained.base import specialize_to_panel
     from forecaster.prediction.predictor import Predictor

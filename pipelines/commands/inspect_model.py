@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from forecaster.errors import BadId, InputError
 from pipelines.commands.console import warn, write_table
-from pipelines.commands.model_options import PretrainedOptions, resolve_bundle
+from pipelines.commands.model_options import SeasonOptions, resolve_bundle
 from pipelines.commands.options import (
     DataOptions,
     RootOptions,
@@ -20,7 +20,7 @@ from pipelines.commands.options import (
 if TYPE_CHECKING:
     from forecaster.explain.attribution import Explanation
 
-_ROOT_OPTIONS, _DATA_OPTIONS, _PRETRAINED_OPTIONS = RootOptions(), DataOptions(), PretrainedOptions()
+_ROOT_OPTIONS, _DATA_OPTIONS, _SEASON_OPTIONS = RootOptions(), DataOptions(), SeasonOptions()
 _MAX_ATTRIBUTIONS = 5  # attributions that are printed
 
 
@@ -34,7 +34,7 @@ def inspect(
     plot: Path | None = None,
     out: Path | None = None,
     data_options: DataOptions = _DATA_OPTIONS,
-    pretrained_options: PretrainedOptions = _PRETRAINED_OPTIONS,
+    season_options: SeasonOptions = _SEASON_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Explains a forecast: the half-life of the recurrent state, its gates, and the attribution of the forecast to past values.
@@ -70,10 +70,10 @@ def inspect(
     validate_output_paths(plot=plot)
     source = data_options.to_data_source(data)
     folder, now = resolve_bundle(model, root_options), datetime.now(UTC)
-    pretrained_options.validate([folder])
+    season_options.validate([folder])
     if folder == BASE_FOLDER:
         panel = read_panel(source._replace(values_only=True), now=now)
-        fitted = specialize_to_panel(panel, horizon=horizon, season=pretrained_options.season).to_fitted_model()
+        fitted = specialize_to_panel(panel, horizon=horizon, season=season_options.season).to_fitted_model()
     else:
         fitted = artifact.load_bundle(folder)
         panel = read_panel(source.for_model(fitted.spec, fitted.encoding), now=now)

@@ -14,7 +14,7 @@ from pipelines.commands.options import RootOptions
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class PretrainedOptions:
+class SeasonOptions:
     """What the pretrained network is specialised for."""
 
     season: int | None = None

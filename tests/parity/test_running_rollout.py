@@ -117,6 +117,21 @@ def test_sample_paths_equal_the_reference(fields: dict[str, Any], backend: Netwo
 
 
 @every_backend
+@pytest.mark.parametrize("fields", [QUANTILES, KINDS["long season"], KINDS["whole history"], KINDS["values, mixture"]])
+def test_quantiles_equal_the_reference(fields: dict[str, Any], backend: NetworkBackend) -> None:
+    spec = make_running_spec(fields)
+    network, levels = make_random_network(spec), (0.01, 0.1, 0.3, 0.5, 0.62, 0.9, 0.995)
+    inputs = RolloutInput(make_values(network))
+    engine = make_engine(spec, network, backend)
+    quantiles = engine.roll_out_quantiles(inputs, horizon=HORIZON, levels=levels)
+    assert_equal_outputs(quantiles, PyTorchEngine(network).roll_out_quantiles(inputs, horizon=HORIZON, levels=levels))
+    assert (np.diff(quantiles, axis=2) >= 0).all()
+    assert np.array_equal(quantiles[:, :, 3], engine.roll_out(inputs, horizon=HORIZON))
+    spread = quantiles[:, :, -1] - quantiles[:, :, 0]
+    assert (spread[:, 6:] >= spread[:, 5:6]).all(), "a later block is not narrower than the end of the first"
+
+
+@every_backend
 def test_a_diverging_row_is_nan_from_that_step(backend: NetworkBackend) -> None:
     spec = make_running_spec({"block_steps": 2})
     network, values = make_random_network(spec), make_histories(6)[:3]
@@ -157,6 +172,9 @@ def test_members_are_combined_as_in_pytorch() -> None:
         assert_equal_outputs(
             engine.roll_out(inputs, horizon=8, noise=noise), reference.roll_out(inputs, horizon=8, noise=noise)
         )
+        quantiles = [member.roll_out_quantiles(inputs, horizon=8, levels=[0.2, 0.5]) for member in (engine, reference)]
+        assert_equal_outputs(*quantiles)
+        assert np.array_equal(quantiles[0][..., 1], engine.roll_out(inputs, horizon=8))
 
 
 @pytest.mark.parametrize(

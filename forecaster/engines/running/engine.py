@@ -66,6 +66,11 @@ class RunningEngine:
         """Whether the head has a distribution."""
         return self._network.head is not None
 
+    @property
+    def has_quantiles(self) -> bool:
+        """Whether the head has quantiles."""
+        return self._network.head is not None
+
     def roll_out(
         self, inputs: RolloutInput, *, horizon: int, noise: Float[np.ndarray, "path_target ahead noise"] | None = None
     ) -> Float64[np.ndarray, "path horizon"]:
@@ -138,14 +143,14 @@ class RunningEngine:
         self, batch: _Batch, horizon: int, levels: Sequence[float]
     ) -> Float64[np.ndarray, "row horizon level"]:
         assert self._network.head is not None, "the head has a distribution"
-        fractions = self._network.head.step_fractions(np.array(levels)).astype(np.float32)
+        fractions = self._network.head.level_fractions(tuple(levels))
         results, before = [], None
         for values, is_valid, steps in self._blocks(
             self._warm_up(batch), batch.bound, horizon=horizon, with_steps=True
         ):
             assert steps is not None, "the steps were requested"
-            offsets = np.einsum("rsb,ls->rbl", steps, fractions, optimize=True).astype(np.float64)
-            offsets = widen_block(np.maximum.accumulate(offsets, axis=2), before)
+            offsets = np.maximum.accumulate((fractions @ steps).swapaxes(1, 2), axis=2, dtype=np.float64)
+            offsets = widen_block(offsets, before)
             before = offsets[:, -1]
             results.append(np.where(is_valid[:, :, None], values[:, :, None] + offsets, np.nan))
         return np.concatenate(results, axis=1)[:, :horizon]

@@ -137,10 +137,11 @@ class KernelBackend:
         segments = steps // sizes.segment
         past = Past(
             np.zeros((rows, segments, sizes.num_features), dtype=np.float32),
-            np.tile(np.array([0.0, 1.0], dtype=np.float32), (rows, segments, 1)),
+            np.zeros((rows, segments, 2), dtype=np.float32),
             np.zeros((rows, NUM_FORECASTS, sizes.block), dtype=np.float32),
             statistics.copy(),
         )
+        past.scales[..., 1] = 1.0
         read = [np.ascontiguousarray(array) for array in (filled_values, started, missing)]
         written = (past.statistics, past.features, past.scales, past.forecasts)
         struct = _PastStruct(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from statistics import NormalDist
 
@@ -28,6 +29,10 @@ class QuantileHead:
         positive = np.maximum(shifted, 0) + np.log1p(np.exp(-np.abs(shifted)))
         return np.asarray((_MIN_SCALE + positive) * self._gaps[:, None])
 
+    def level_fractions(self, levels: tuple[float, ...]) -> Float[np.ndarray, "level step"]:
+        """Returns the fractions of `step_fractions` at some levels; those of the latest levels are kept."""
+        return _level_fractions(self, levels)
+
     def step_fractions(self, levels: Float64[np.ndarray, "*axes"]) -> Float64[np.ndarray, "*axes step"]:
         """Returns the fraction of every step between the median and the quantile at a level; negative below the median."""
         low, high, ends = self._levels[:-1], self._levels[1:], self._levels
@@ -37,3 +42,8 @@ class QuantileHead:
         right = np.maximum(np.log((1 - ends[-1]) / (1 - levels)), 0)
         fractions[..., -1] += right / math.log((1 - ends[-2]) / (1 - ends[-1]))
         return np.asarray(fractions)
+
+
+@lru_cache(maxsize=64)
+def _level_fractions(head: QuantileHead, levels: tuple[float, ...]) -> Float[np.ndarray, "level step"]:
+    return head.step_fractions(np.array(levels)).astype(np.float32)

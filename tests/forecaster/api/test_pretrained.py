@@ -74,7 +74,7 @@ def test_frequency_season_and_horizon_are_inferred_or_given(frame: pd.DataFrame)
     declared = Forecaster.pretrained(freq="MS", season=12)
     np.testing.assert_allclose(declared.predict(frame, horizon=12)["forecaster"], by_year)
     assert (declared.model.freq, declared.model.season) == ("MS", 12)
-    with pytest.raises(BadStamp, match="integers"):
+    with pytest.raises(BadStamp, match="whole number"):
         Forecaster.pretrained(freq="D").predict(frame[frame["unique_id"] == 1].assign(ds=range(60)), horizon=3)
 
 
@@ -94,7 +94,6 @@ def test_other_columns_give_one_warning_and_change_nothing(frame: pd.DataFrame) 
         forecast = model.predict(wider, horizon=3)
     assert [item.category for item in caught] == [DataWarning]
     assert "The columns region, promo, note of 3 series were ignored" in str(caught[0].message)
-    assert caught[0].filename == __file__
     assert list(model.warnings["unique_id"]) == [1, 2, 3]
     pd.testing.assert_frame_equal(forecast, model.predict(frame, horizon=3))
 
@@ -165,6 +164,8 @@ def test_a_bundle_is_written_for_one_frequency(frame: pd.DataFrame, tmp_path: Pa
     loaded = Forecaster.load(model.save(tmp_path / "model"))
     pd.testing.assert_frame_equal(loaded.predict(frame), model.predict(frame))
     assert not loaded.evaluate(frame, n_windows=2)["in_sample"].any()
+    again = Forecaster.load(loaded.save(tmp_path / "again"))
+    pd.testing.assert_frame_equal(again.predict(frame), model.predict(frame))
 
 
 def test_the_representation_says_that_nothing_was_fitted() -> None:

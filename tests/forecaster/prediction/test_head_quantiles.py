@@ -1,0 +1,153 @@
+"""Quantiles of a model that was not calibrated come from its quantile head, with the point forecast of the same rollout."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from forecaster.engines.engine import EnsembleEngine
+from forecaster.engines.pytorch import PyTorchEngine
+from forecaster.engines.running.engine import RunningEngine
+from forecaster.errors import LevelOutOfRange
+from forecaster.evaluation.calibration import calibrate_model
+from forecaster.prediction.engine_choice import choose_engine
+from forecaster.prediction.fitted_model import FittedModel
+from forecaster.prediction.predictor import Predictor
+from forecaster.series import Forecast
+from tests.factories import make_fitted_model, make_network, make_panel, make_series, make_spec, make_wave
+
+LEVELS, HORIZON = (0.9, 0.1, 0.75), 9
+HEAD = {"kind": "quantile"}
+RUNNING = {"scaling": "running", "features": "seasonal", "base": "mixture", "decoder": "block", "block_steps": 4}
+
+
+def make_model(**fields: Any) -> FittedModel:
+    return make_fitted_model(make_spec(**{"head": HEAD, "context": 24} | RUNNING | fields))
+
+
+def forecast(predictor: Predictor, y: np.ndarray, levels: tuple[float, ...] = LEVELS) -> Forecast:
+    return predictor.forecast(make_series(y), HORIZON, levels=levels)
+
+
+@pytest.mark.parametrize(
+    ("fields", "engine"),
+    [
+        ({}, RunningEngine),
+        ({"decoder": "direct", "block_steps": None}, PyTorchEngine),
+        (
+            {"scaling": "standard", "features": "values", "base": "linear", "decoder": "direct", "block_steps": None},
+            PyTorchEngine,
+        ),
+        (
+            {"scaling": "last", "transform": "log", "features": "values", "base": "last", "block_steps": 3},
+            PyTorchEngine,
+        ),
+    ],
+)
+def test_quantiles_of_the_head_surround_the_point_forecast(fields: dict[str, Any], engine: type) -> None:
+    predictor = Predictor(make_model(**fields))
+    assert isinstance(predictor.engine, engine)
+    assert predictor.has_quantiles
+    result = forecast(predictor, make_wave(40))
+    assert list(result.quantiles) == [0.1, 0.75, 0.9]
+    assert np.array_equal(result.mean, forecast(predictor, make_wave(40), ()).mean)
+    low, middle, high = result.quantiles.values()
+    assert (low < result.mean).all()
+    assert (result.mean < middle).all()
+    assert (middle < high).all()
+
+
+def test_the_median_is_the_point_forecast() -> None:
+    result = forecast(Predictor(make_model()), make_wave(40), (0.5,))
+    assert np.array_equal(result.quantiles[0.5], result.mean)
+
+
+def test_a_series_has_the_same_quantiles_in_any_batch_and_an_invalid_one_affects_no_other() -> None:
+    predictor = Predictor(make_model())
+    batch = [make_series(make_wave(40, seed=seed), name=str(seed)) for seed in range(4)] + [make_series(np.ones(2))]
+    outcomes = predictor.forecast_batch(batch, HORIZON, levels=LEVELS)
+    assert not isinstance(outcomes[4], Forecast)
+    for item, outcome in zip(batch[:4], outcomes, strict=False):
+        assert isinstance(outcome, Forecast)
+        for level, quantile in predictor.forecast(item, HORIZON, levels=LEVELS).quantiles.items():
+            np.testing.assert_allclose(outcome.quantiles[level], quantile, rtol=1e-6)
+
+
+def test_the_quantiles_of_members_are_their_medians() -> None:
+    spec = make_spec(head=HEAD, context=24, members=3, **RUNNING)
+    model = replace(make_fitted_model(spec), other_networks=tuple(make_network(spec, seed=seed) for seed in (2, 3)))
+    predictor = Predictor(model)
+    assert isinstance(predictor.engine, EnsembleEngine)
+    alone = [Predictor(replace(model, network=network, other_networks=())) for network in model.networks]
+    expected = np.median([forecast(member, make_wave(40)).quantiles[0.9] for member in alone], axis=0)
+    np.testing.assert_allclose(forecast(predictor, make_wave(40)).quantiles[0.9], expected, rtol=1e-12)
+
+
+def test_a_constant_history_has_quantiles_of_a_minimum_width() -> None:
+    result = forecast(Predictor(make_model()), np.full(30, 50.0))
+    assert result.mean.tolist() == [50.0] * HORIZON
+    np.testing.assert_allclose(result.quantiles[0.9] - 50, 50 - result.quantiles[0.1])
+    np.testing.assert_allclose(result.quantiles[0.9], 50 + 0.5 * 1.2815515655)
+
+
+def test_after_a_divergence_the_quantiles_surround_the_fallback() -> None:
+    model = make_model()
+    model.network.output.bias.view(model.network.block, -1)[2:, 0] = 1e9  # the third step of the block
+    result = forecast(Predictor(model), make_wave(40))
+    assert result.has_fallback
+    offsets = result.quantiles[0.9] - result.mean
+    assert (offsets > 0).all()
+    np.testing.assert_allclose(offsets[2:], offsets[1])
+    model.network.output.bias.view(model.network.block, -1)[0, 0] = 1e9
+    offsets = forecast(Predictor(model), make_wave(40)).quantiles[0.9] - make_wave(40)[-1]
+    assert np.isfinite(offsets).all()
+
+
+def test_a_calibrated_model_keeps_its_calibration() -> None:
+    model = make_model()
+    panel = make_panel(make_wave(80), make_wave(70, seed=1))
+    calibrated = calibrate_model(model, panel, windows=2)
+    predictor = Predictor(calibrated)
+    assert predictor.has_quantiles
+    result = forecast(predictor, make_wave(40))
+    offsets = predictor.fitted_model.calibration.compute_offsets(  # type: ignore[union-attr]
+        [0.1, 0.75, 0.9],
+        horizon=HORIZON,
+        scales=np.array([predictor.compute_interval_scale(make_wave(40))]),
+        groups=[None],
+    )
+    np.testing.assert_allclose(result.quantiles[0.9], result.mean + offsets[0, :, 2])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"head": {"kind": "point"}}, {"head": {"kind": "gaussian"}, "decoder": "direct", "block_steps": None}],
+)
+def test_models_without_quantiles_refuse_levels(fields: dict[str, Any]) -> None:
+    predictor = Predictor(make_model(**fields))
+    assert not predictor.has_quantiles
+    with pytest.raises(LevelOutOfRange, match="not calibrated"):
+        forecast(predictor, make_wave(40))
+
+
+def test_scenarios_have_the_quantiles_of_forecasts() -> None:
+    predictor, series = Predictor(make_model()), make_series(make_wave(40))
+    outcomes = predictor.forecast_scenarios([series, series], HORIZON, levels=LEVELS)
+    expected = predictor.forecast(series, HORIZON, levels=LEVELS)
+    for outcome in outcomes:
+        assert isinstance(outcome, Forecast)
+        np.testing.assert_allclose(outcome.quantiles[0.9], expected.quantiles[0.9], rtol=1e-12)
+
+
+def test_a_carried_history_has_the_quantiles_of_the_whole_one() -> None:
+    model = make_model(reads="history")
+    predictor, series = Predictor(model), make_series(make_wave(90))
+    carried = predictor.truncate_history(series)
+    assert carried.history_summary is not None
+    expected = predictor.forecast(series, HORIZON, levels=LEVELS)
+    actual = predictor.forecast(carried, HORIZON, levels=LEVELS)
+    np.testing.assert_allclose(actual.quantiles[0.1], expected.quantiles[0.1], rtol=1e-4)
+    assert isinstance(choose_engine(model), RunningEngine)
