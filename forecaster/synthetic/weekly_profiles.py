@@ -34,7 +34,7 @@ def draw_weekly_profiles(shape: SeriesShape, rng: np.random.Generator) -> Float6
     by_day = np.take_along_axis(profiles, days[:, :, None], axis=1) * amplitude[:, :, None]
     start = rng.integers(0, season, (shape.num_series, 1))
     activity = np.take_along_axis(by_day.reshape(shape.num_series, -1), np.arange(shape.length) + start, axis=1)
-    return (
+    return np.asarray(
         activity
         + _draw_level(shape, rng)
         + draw_log_uniform(0.005, 0.5, shape.num_series, rng) * draw_noise(shape, rng)
@@ -67,4 +67,4 @@ def _draw_level(shape: SeriesShape, rng: np.random.Generator) -> Float64[np.ndar
     line = growth * draw_signs(0.75, num_series, rng) * cycles * shape.steps / shape.length
     per_cycle = draw_choice(0.6, num_series, rng) * draw_log_uniform(0.02, 0.6, num_series, rng)
     walk = per_cycle / np.sqrt(max(shape.season, 2)) * np.cumsum(draw_innovations(shape, rng), axis=1)
-    return line + walk
+    return np.asarray(line + walk)
