@@ -70,7 +70,7 @@ _HOURLY_WEIGHTS = _COMMON | {
     "ets": 15.0,
     "sarima": 6.0,
     "several_seasons": 15.0,
-    "weekly_profiles": 55.0,
+    "weekly_profiles": 70.0,
 }
 _HOURLY = Mixture(_HOURLY_WEIGHTS, multiplicative=0.3)
 _MIXTURES = {
