@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -33,12 +34,18 @@ from forecaster.synthetic.seasons import draw_season
 _CONVEX_SHARE, _SHIFT_SHARE, _OUTLIER_SHARE = 0.1, 0.08, 0.12
 _OFFSET = 4.0  # deviation of the levels, in deviations of the series
 
+_Effect = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
 
 class Mixture(NamedTuple):
-    """The weights of the families, and the shares of the series that are observed in other ways than as they are."""
+    """The weights of the families, and the shares of the series that are observed in other ways than as they are.
+
+    `smallest_growth` is the smallest deviation of the logarithms of multiplicative series.
+    """
 
     weights: Mapping[str, float]
     multiplicative: float = 0.38
+    smallest_growth: float = 0.03
     counts: float = 0.07
     clipped: float = 0.04
     rounded: float = 0.05
@@ -63,16 +70,20 @@ _HOURLY_WEIGHTS = _COMMON | {
     "ets": 15.0,
     "sarima": 6.0,
     "several_seasons": 15.0,
-    "weekly_profiles": 55.0,
+    "weekly_profiles": 70.0,
 }
 _HOURLY = Mixture(_HOURLY_WEIGHTS, multiplicative=0.3)
 _MIXTURES = {
     1: Mixture(
         _COMMON
         | {"components": 30.0, "random_walk_with_drift": 24.0, "random_walk": 14.0, "smoothed_level_with_drift": 14.0}
-        | {"ets": 18.0, "sarima": 9.0, "gaussian_process": 4.0, "growing_sine": 0.0, "intermittent": 0.0}
+        | {"ets": 18.0, "sarima": 9.0, "gaussian_process": 4.0, "growing_sine": 0.0, "intermittent": 0.0},
+        multiplicative=0.5,
+        smallest_growth=0.12,
     ),
-    4: Mixture(_COMMON | {"random_walk_with_drift": 12.0, "random_walk": 8.0, "intermittent": 0.5}),
+    4: Mixture(
+        _COMMON | {"random_walk_with_drift": 12.0, "random_walk": 8.0, "intermittent": 0.5}, smallest_growth=0.06
+    ),
     12: Mixture(_COMMON | {"calendar": 2.0}),
     7: Mixture(_COMMON | {"several_seasons": 20.0, "calendar": 30.0, "random_walk": 8.0}),
     24: Mixture(_HOURLY_WEIGHTS | {"calendar": 3.0}, multiplicative=0.3),
@@ -114,10 +125,11 @@ def _observe(
     values: Float64[np.ndarray, "series step"], mixture: Mixture, rng: np.random.Generator
 ) -> Float64[np.ndarray, "series step"]:
     """Observes each series in one of the ways of a mixture."""
-    effects = (make_multiplicative, draw_counts, clip_below, _round_and_offset)
+    grow = partial(make_multiplicative, smallest=mixture.smallest_growth)
+    effects: list[_Effect] = [grow, draw_counts, clip_below, _round_and_offset, _offset]
     bounds = np.cumsum((mixture.multiplicative, mixture.counts, mixture.clipped, mixture.rounded))
     kinds = np.searchsorted(bounds, rng.random(len(values)), side="right")
-    for kind, effect in enumerate((*effects, _offset)):
+    for kind, effect in enumerate(effects):
         values = _apply(effect, kinds == kind, values, rng)
     return values
 
@@ -133,7 +145,7 @@ def _offset(values: Float64[np.ndarray, "series step"], rng: np.random.Generator
 
 
 def _apply(
-    effect: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+    effect: _Effect,
     is_chosen: Bool[np.ndarray, "series"],
     values: Float64[np.ndarray, "series step"],
     rng: np.random.Generator,
@@ -164,4 +176,4 @@ def _add_season(
     prior = find_season_prior(shape.season)
     size = 0.5 * measure_step_size(values) * draw_log_uniform(*prior.season_sizes, len(values), rng)
     has_season = draw_choice(_SEASONAL_LEVEL_SHARE * prior.seasonal_share, len(values), rng)
-    return values + has_season * size * draw_season(shape, rng)
+    return np.asarray(values + has_season * size * draw_season(shape, rng))

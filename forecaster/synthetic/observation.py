@@ -17,10 +17,13 @@ _MAX_EXPONENT, _MAX_RATE = 8.0, 1e6
 
 
 def make_multiplicative(
-    values: Float64[np.ndarray, "series step"], rng: np.random.Generator
+    values: Float64[np.ndarray, "series step"], rng: np.random.Generator, *, smallest: float = 0.03
 ) -> Float64[np.ndarray, "series step"]:
-    """Returns positive series around 1 whose logarithms have the shape of the values: the season grows with the level."""
-    size = draw_log_uniform(0.03, 1.0, len(values), rng)
+    """Returns positive series around 1 whose logarithms have the shape of the values: the season grows with the level.
+
+    The deviation of the logarithms is log-uniform between `smallest` and 1.
+    """
+    size = draw_log_uniform(smallest, 1.0, len(values), rng)
     return np.asarray(np.exp(np.clip(scale_to_unit(values) * size, -_MAX_EXPONENT, _MAX_EXPONENT)))
 
 

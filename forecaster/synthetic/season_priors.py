@@ -36,7 +36,7 @@ _PRIORS = {
     1: SeasonPrior(
         5.0, 0.85, 0.85, line_weight=16.0, walk_sizes=(0.3, 10.0), quiet_share=0.75, level_weight=(2.5, 1.0)
     ),
-    4: SeasonPrior(2.8, 0.85, 0.85, walk_sizes=(0.2, 8.0), quiet_share=0.55, level_weight=(2.0, 1.0)),
+    4: SeasonPrior(3.0, 0.85, 0.85, walk_sizes=(0.2, 8.0), quiet_share=0.65, level_weight=(2.0, 1.0)),
     7: SeasonPrior(quiet_share=0.25, season_sizes=(0.3, 15.0)),
     24: _HOURLY,
     48: _HOURLY,
