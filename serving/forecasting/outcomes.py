@@ -167,8 +167,8 @@ def attach_state_token(
     """Returns the result with a state token that continues the series, or the error that prevents it."""
     reference = ModelReference.of(model)
     try:
-        predictor = model.for_series(parsed.series.freq, parsed.season).predictor
-        history = predictor.truncate_history(parsed.series)
+        # The pretrained network reads whole histories, and only PyTorch returns its recurrent state, so the history is kept.
+        history = parsed.series if model.is_pretrained else model.predictor.truncate_history(parsed.series)
         token = issue_token(history, result.style, model=reference, signer=signer, season=parsed.season)
     except ForecasterError as error:
         return error

@@ -42,8 +42,8 @@ class ModelResponse(StrictModel):
     min_history: int = Field(description="smallest number of steps of a history")
     calibration: CalibrationSummary | None = Field(description="null if the model gives point forecasts only")
     intervals: Literal["calibrated", "network"] | None = Field(
-        description="where the quantiles of `levels` come from: calibrated offsets from the mean, or the network itself; null: there "
-        "are none"
+        description="where the quantiles of `levels` come from: calibrated offsets from the mean, or the network itself; null: "
+        "there are none"
     )
     facts: dict[str, Any] = Field(
         description="facts about the training from the bundle's manifest: scores, versions, data, choice of the blend"
