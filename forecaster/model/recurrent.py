@@ -156,7 +156,8 @@ def _map_state(state: RecurrentState, function: Callable[[Tensor], Tensor]) -> R
 
 def _run_layer(layer: nn.Module, inputs: Tensor, state: RecurrentState, mask: Tensor) -> tuple[Tensor, RecurrentState]:
     """Runs one undilated layer."""
-    if _prefers_torch(inputs, layer.weight_hh_l0) and bool(mask.all()):  # torch's kernels do not support padding
+    weight: Any = layer.weight_hh_l0
+    if _prefers_torch(inputs, weight) and bool(mask.all()):  # torch's kernels do not support padding
         outputs, after = layer(inputs, state.hidden if state.cell is None else (state.hidden, state.cell))
         return outputs, RecurrentState(*after) if isinstance(after, tuple) else RecurrentState(after, None)
     outputs, hidden, cell, _ = _compute_rows(to_layer_inputs(layer, inputs, state, mask))
@@ -173,7 +174,7 @@ def to_layer_inputs(layer: nn.Module, inputs: Tensor, state: RecurrentState, mas
 def _split_members(kind: CellKind, parts: Iterable[Tensor | None], weights: Sequence[Tensor]) -> LayerInputs:
     """Returns the inputs of a layer; with stacked weights, their rows are those of one member after the other."""
     if weights[0].dim() == 3:
-        parts = (None if part is None else part.unflatten(0, (len(weights[0]), -1)) for part in parts)
+        parts = (None if part is None else part.reshape(len(weights[0]), -1, *part.shape[1:]) for part in parts)
     return LayerInputs(kind, *parts, *weights)  # type: ignore[arg-type]
 
 

@@ -136,7 +136,7 @@ _EXTREMES = ((np.minimum, np.inf), (np.maximum, -np.inf))
 def _lagged_change(values: Float64[np.ndarray, "row step"], lag: int) -> Float64[np.ndarray, "row lagged"]:
     if lag >= values.shape[1]:
         return np.full((len(values), 1), np.nan)
-    return np.subtract(values[:, lag:], values[:, :-lag])
+    return np.asarray(values[:, lag:] - values[:, :-lag])
 
 
 def _mean(values: Float64[np.ndarray, "row step"]) -> Float64[np.ndarray, "row"]:

@@ -49,10 +49,8 @@ class StackedNetworks(nn.Module):
     def losses(self, batch: TrainingBatch) -> Float[Tensor, "member"]:
         """Returns the loss of each member on its own batch; every part of `batch` has a leading member axis."""
         *parts, unrolled = batch
-        rows = TrainingBatch(
-            *(None if part is None else part.flatten(0, 1) for part in parts),  # type: ignore[arg-type]
-            unrolled=None if unrolled is None else UnrolledTargets(*(part.flatten(0, 1) for part in unrolled)),
-        )
+        targets = None if unrolled is None else UnrolledTargets(*(part.flatten(0, 1) for part in unrolled))
+        rows = TrainingBatch(*(None if part is None else part.flatten(0, 1) for part in parts), targets)  # type: ignore[arg-type, call-arg]
         return compute_member_losses(self._network[0], rows, num_members=len(self))
 
     def score(self, batch: ValidationBatch) -> ValidationScores | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forecaster.data.windows import Example
 from forecaster.errors import NonFiniteLoss
-from forecaster.evaluation.validation import ValidationBatch, score_batch
+from forecaster.evaluation.validation import ValidationBatch, ValidationScores, score_batch
 from forecaster.model.regressor import Regressor
 from forecaster.shapes import Float
 from forecaster.spec import Spec

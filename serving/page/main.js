@@ -268,7 +268,7 @@ async function loadModelInfo() {
     const { content } = await fetchJson("/v1/model");
     const isFirst = state.modelInfo === null;
     state.modelInfo = content;
-    const frequency = isPretrained() ? "pretrained, any frequency" : `frequency: ${stepName(content.freq)}`;
+    const frequency = isPretrained() ? "pretrained" : `frequency: ${stepName(content.freq)}`;
     replaceChildren(container, createElement("b", {}, content.model.name), ` ${content.model.version} · ${frequency}`);
     replaceChildren(byId("horizon-hint"),
       isPretrained() ? null : `This model was evaluated up to ${content.spec.horizon} steps ahead.`);

@@ -1,7 +1,7 @@
 """Examples of requests and responses, by route, for the OpenAPI document.
 
-They describe monthly data, as the model of the demo is trained on. A model of another frequency rejects them with a message that
-names its own.
+They describe monthly data, as the model of the demo is trained on, and the pretrained network takes them. A trained model of
+another frequency rejects them with a message that names its own.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+PRETRAINED_TITLE = "Pretrained network"  # of examples that only the pretrained network forecasts completely
 _HISTORY = {
     "id": "ward 7",
     "start": "2005-01-01",
@@ -53,6 +54,19 @@ REQUEST_EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "Timestamps for every value": {
             "series": [
                 {"id": "ward 7", "ds": [f"2006-{month:02}-01" for month in range(1, 13)], "y": list(range(20, 32))}
+            ],
+            "horizon": 3,
+        },
+        f"{PRETRAINED_TITLE}: several frequencies, and a season": {
+            "series": [
+                _HISTORY,
+                {
+                    "id": "visits",
+                    "start": "2026-03-02",
+                    "freq": "D",
+                    "season": 7,
+                    "y": [210, 198, 205, 221, 260, 310, 295, 214],
+                },
             ],
             "horizon": 3,
         },
@@ -169,6 +183,7 @@ RESPONSE_EXAMPLES: Mapping[str, Any] = {
         "text_covariates": [],
         "min_history": 12,
         "calibration": {"basis": "ranks", "windows": 4},
+        "intervals": "calibrated",
         "facts": {"scores": {"mase": 0.82}},
         "card": "# hospital\n...",
         "age_s": 812.4,

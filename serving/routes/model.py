@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from forecaster.errors import LevelOutOfRange
 from forecaster.frequency.timestamps import format_timestamp
 from serving.deployment.slot import DeployedModel
 from serving.deployment.status import BundleRejectionStatus, FollowerStatus, SlotCheckStatus
@@ -40,6 +41,10 @@ class ModelResponse(StrictModel):
     )
     min_history: int = Field(description="smallest number of steps of a history")
     calibration: CalibrationSummary | None = Field(description="null if the model gives point forecasts only")
+    intervals: Literal["calibrated", "network"] | None = Field(
+        description="where the quantiles of `levels` come from: calibrated offsets from the mean, or the network itself; null: there "
+        "are none"
+    )
     facts: dict[str, Any] = Field(
         description="facts about the training from the bundle's manifest: scores, versions, data, choice of the blend"
     )
@@ -57,6 +62,16 @@ class ModelResponse(StrictModel):
     )
 
 
+def _find_intervals(model: DeployedModel) -> Literal["calibrated", "network"] | None:
+    if model.predictor.fitted_model.calibration is not None:
+        return "calibrated"
+    try:
+        model.predictor.forecast_batch([], 1, levels=[0.5])
+    except LevelOutOfRange:
+        return None
+    return "network"
+
+
 def describe_model(model: DeployedModel) -> dict[str, Any]:
     """Returns the fields of a ModelResponse, apart from those about the deployment."""
     fitted_model = model.predictor.fitted_model
@@ -70,6 +85,7 @@ def describe_model(model: DeployedModel) -> dict[str, Any]:
         "text_covariates": list(fitted_model.encoding.categories),
         "min_history": fitted_model.spec.min_steps,
         "calibration": None if table is None else {"basis": table.basis, "windows": table.windows},
+        "intervals": _find_intervals(model),
         "facts": fitted_model.facts,
         "card": model.card,
         "age_s": round(model.age_s, 3),

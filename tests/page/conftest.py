@@ -63,11 +63,13 @@ def browser() -> Iterator[Any]:
 
 
 @contextmanager
-def serve_application(slot_folder: Path, *, load: LoadPredictor = load_stub, **fields: Any) -> Iterator[str]:
+def serve_application(
+    slot_folder: Path, *, load: LoadPredictor = load_stub, slot_class: type[Slot] = Slot, **fields: Any
+) -> Iterator[str]:
     """Runs the application and yields its address."""
     uvicorn = pytest.importorskip("uvicorn")
     settings = Settings(slot=slot_folder, **fields)
-    slot = Slot(slot_folder, load=load, reload_s=settings.reload_s)
+    slot = slot_class(slot_folder, load=load, reload_s=settings.reload_s)
     application = app.build_application(settings, slot=slot)
     slot.reload_if_changed()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serving.forecasting import ndjson
-from serving.routes.examples import NDJSON_REQUEST_EXAMPLE, REQUEST_EXAMPLES
+from serving.routes.examples import NDJSON_REQUEST_EXAMPLE, PRETRAINED_TITLE, REQUEST_EXAMPLES
 from serving.routes.openapi import JSON_MEDIA_TYPE, ROUTES, build_document
 from tests.serving.conftest import AppClient, LastValuePredictor, MakeClient, load_stub, publish_stub
 from tests.serving.routes.test_openapi import schema_violations
@@ -48,7 +48,8 @@ def test_every_route_has_examples() -> None:
 @pytest.mark.parametrize(("path", "title"), REQUESTS, ids=lambda value: value)
 def test_the_service_accepts_every_example(slot_folder: Path, make_client: MakeClient, path: str, title: str) -> None:
     publish_stub(slot_folder, freq="MS")
-    client = make_client(ledger="on", load=load_stub_with_promotions if path == "/v1/scenarios" else load_stub)
+    load = load_stub_with_promotions if path == "/v1/scenarios" else load_stub
+    client = make_client(ledger="on", load=load, pretrained=title.startswith(PRETRAINED_TITLE))
     example = REQUEST_EXAMPLES[path][title]
     schema = DOCUMENT["paths"][path]["post"]["requestBody"]["content"][JSON_MEDIA_TYPE]["schema"]
     assert schema_violations(example, schema, DOCUMENT) == []
