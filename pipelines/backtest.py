@@ -22,8 +22,8 @@ from forecaster.evaluation.calibration import add_quantiles
 from forecaster.evaluation.scores import SCORED_LEVELS, group_series, overall_scores, score_table
 from forecaster.evaluation.significance import SignificanceResult, compare_forecasters
 from forecaster.frequency.timestamps import is_earlier
+from forecaster.prediction.head_quantiles import has_quantiles
 from forecaster.prediction.predictor import FittedModel, Predictor
-from forecaster.prediction.validation import has_quantiles
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.statistical.blend import format_blend_weights

@@ -47,8 +47,8 @@ from forecaster.data.frames.rows import ColumnNames
 from forecaster.errors import HorizonOutOfRange, InputError
 from forecaster.frequency.timestamps import format_timestamp
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
+from forecaster.prediction.head_quantiles import has_quantiles
 from forecaster.prediction.predictor import Predictor
-from forecaster.prediction.validation import has_quantiles
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.progress.display import create_display
 from forecaster.series import Panel

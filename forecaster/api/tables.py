@@ -11,7 +11,7 @@ import pandas as pd
 
 from forecaster.errors import LevelOutOfRange
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
-from forecaster.prediction.validation import has_quantiles
+from forecaster.prediction.head_quantiles import has_quantiles
 from forecaster.series import Forecast
 
 MODEL_COLUMN = "forecaster"

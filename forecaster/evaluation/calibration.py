@@ -9,8 +9,8 @@ import numpy as np
 
 from forecaster.evaluation.backtest import Backtest, BacktestQuantileArray, backtest
 from forecaster.intervals.conformal import calibrate
+from forecaster.prediction.head_quantiles import has_quantiles
 from forecaster.prediction.predictor import FittedModel, Predictor
-from forecaster.prediction.validation import has_quantiles
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Forecast, Panel
 from forecaster.shapes import Float64

@@ -10,6 +10,7 @@ import numpy as np
 
 from forecaster.engines.engine import Engine, find_quantile_engine
 from forecaster.errors import ForecasterError
+from forecaster.prediction.engine_choice import choose_engine
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
@@ -26,6 +27,13 @@ def has_head_quantiles(fitted_model: FittedModel | StoredModel, engine: Engine) 
         and not list_statistical_components(fitted_model.blend_weights)
         and find_quantile_engine(engine) is not None
     )
+
+
+def has_quantiles(fitted_model: FittedModel | StoredModel) -> bool:
+    """Whether forecasts of a model have quantiles: of its calibration, or of its head on the engine that is chosen for it."""
+    if fitted_model.calibration is not None or fitted_model.spec.head.kind != "quantile":
+        return fitted_model.calibration is not None
+    return has_head_quantiles(fitted_model, choose_engine(fitted_model))
 
 
 def with_median(levels: Sequence[float]) -> list[float]:

@@ -151,12 +151,3 @@ class InputValidator:
                     where=series.id,
                 )
         return None
-
-
-def has_quantiles(fitted_model: FittedModel | StoredModel) -> bool:
-    """Whether forecasts of a model can have quantiles."""
-    try:
-        InputValidator(fitted_model).validate_arguments(1, (0.5,))
-    except LevelOutOfRange:
-        return False
-    return True

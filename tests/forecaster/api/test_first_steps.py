@@ -9,8 +9,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from forecaster.bundle.pretrained.base import load_base
-from forecaster.prediction.validation import has_quantiles
 from forecaster.spec import Spec
 from forecaster.training import presets, selection
 from tests.forecaster.api.conftest import make_frame
@@ -66,20 +64,17 @@ def test_the_first_steps_run_as_they_are_printed(library: str, tmp_path: Path, m
 def test_the_first_forecast_takes_three_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = read_programs("first-steps.md")[0]
     assert count_lines(program) == 3
-    if not has_quantiles(load_base()):
-        program = program.replace(", level=80", "")
     monkeypatch.chdir(tmp_path)
     make_frame(series=2, steps=84).to_csv("sales.csv", index=False)
     results: dict[str, Any] = {}
     exec(compile(program, "first-steps.md", "exec"), results)
     assert len(results["forecast"]) == 2 * 12
     assert list(results["forecast"].columns)[:3] == ["unique_id", "ds", "forecaster"]
+    assert "forecaster-lo-80" in results["forecast"]
 
 
 def test_the_programs_of_the_pretrained_network_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [program] = read_programs("pretrained.md")
-    if not has_quantiles(load_base()):
-        program = program.replace(", level=80", "")
     monkeypatch.chdir(tmp_path)
     make_frame(series=2, steps=84).to_csv("data.csv", index=False)
     results: dict[str, Any] = {}

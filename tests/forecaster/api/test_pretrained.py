@@ -13,7 +13,7 @@ import pytest
 
 from forecaster import Forecaster
 from forecaster.api import DataWarning, ForecastWarning
-from forecaster.bundle.pretrained.base import load_base, specialize_to_panel
+from forecaster.bundle.pretrained.base import specialize_to_panel
 from forecaster.data.frames.panel import to_panel
 from forecaster.errors import (
     BadSpec,
@@ -26,12 +26,7 @@ from forecaster.errors import (
     LevelOutOfRange,
 )
 from forecaster.prediction.predictor import Predictor
-from forecaster.prediction.validation import has_quantiles
 from tests.forecaster.api.conftest import make_frame
-
-needs_quantiles = pytest.mark.skipif(
-    not has_quantiles(load_base()), reason="the predictor gives no quantiles of a head without calibration"
-)
 
 
 def test_the_forecast_is_that_of_the_shipped_network(frame: pd.DataFrame) -> None:
@@ -78,6 +73,7 @@ def test_frequency_season_and_horizon_are_inferred_or_given(frame: pd.DataFrame)
         Forecaster.pretrained(freq="D").predict(frame[frame["unique_id"] == 1].assign(ds=range(60)), horizon=3)
 
 
+@pytest.mark.filterwarnings("ignore:.*unlike all series:forecaster.api.ForecastWarning")
 def test_one_forecaster_serves_data_of_several_frequencies() -> None:
     model = Forecaster.pretrained()
     for freq in ("D", "h", "QS"):
@@ -111,7 +107,6 @@ def test_rows_of_known_covariates_are_not_read_as_missing_values(frame: pd.DataF
     pd.testing.assert_frame_equal(forecast, expected)
 
 
-@needs_quantiles
 def test_intervals_contain_the_forecast_and_widen_with_the_level(frame: pd.DataFrame) -> None:
     forecast = Forecaster.pretrained().predict(frame, horizon=60, level=[50, 80])
     lower, inner = forecast["forecaster-lo-80"], forecast["forecaster-lo-50"]
@@ -131,7 +126,6 @@ def test_cross_validation_and_scores_need_no_fit(frame: pd.DataFrame) -> None:
     assert len(Forecaster.pretrained(horizon=6).evaluate(frame.groupby("unique_id").head(13))) == 3
 
 
-@needs_quantiles
 def test_cross_validation_has_the_quantiles_of_predict(frame: pd.DataFrame) -> None:
     model = Forecaster.pretrained(horizon=6)
     table = model.cross_validation(frame, n_windows=1, level=80, progress=False)
@@ -216,7 +210,9 @@ def test_invalid_calls_are_refused_with_advice(name: str) -> None:
         call()
 
 
-@pytest.mark.filterwarnings("ignore::forecaster.api.DataWarning")
+@pytest.mark.filterwarnings(
+    "ignore::forecaster.api.DataWarning", "ignore:.*unlike all series:forecaster.api.ForecastWarning"
+)
 def test_short_constant_and_missing_histories_have_forecasts() -> None:
     dates = pd.date_range("2024-01-01", periods=30, freq="D")
     values = {

@@ -10,9 +10,8 @@ import pytest
 
 from forecaster import Forecaster
 from forecaster.bundle import artifact
-from forecaster.bundle.pretrained.base import BASE_FOLDER, load_base
+from forecaster.bundle.pretrained.base import BASE_FOLDER
 from forecaster.errors import InputError
-from forecaster.prediction.validation import has_quantiles
 from pipelines.commands.model_options import resolve_bundle
 from pipelines.commands.options import RootOptions
 from tests.factories import make_fitted_model, make_spec
@@ -20,9 +19,6 @@ from tests.pipelines.commands.test_channels import run_command
 from tests.pipelines.conftest import make_noise_frame
 
 pytestmark = pytest.mark.integration
-needs_quantiles = pytest.mark.skipif(
-    not has_quantiles(load_base()), reason="the predictor gives no quantiles of a head without calibration"
-)
 
 
 @pytest.fixture
@@ -59,7 +55,6 @@ def test_frequency_season_and_horizon_have_options(table: Path, capsys: pytest.C
     assert "season 14" in output.err
 
 
-@needs_quantiles
 def test_levels_give_quantiles(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command("forecast", table, "--horizon", 5, "--levels", 0.1, "--levels", 0.9, "--out", "x.csv") == 0
     result = pd.read_csv("x.csv")
