@@ -37,6 +37,7 @@ from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.storage import atomic
+from forecaster.training.base_variants import build_base_variants
 from forecaster.training.fit import fit, refit
 from forecaster.training.presets import build_candidate_specs, build_validation_fields
 from forecaster.training.selection import select_on_validation
@@ -216,15 +217,19 @@ def measure_set(name: str, folder: Path, *, seed: int, members: int) -> Accuracy
 
 
 def candidate_specs(name: str, train: Panel, *, seed: int, members: int) -> list[Spec]:
-    """Returns the variants of the preset; ETTh1 uses the validation windows of its protocol, which are never trained on."""
+    """Returns the variants of the preset and those of the pretrained network.
+
+    ETTh1 uses the validation windows of its protocol, which are never trained on.
+    """
     dataset = SETS[name]
-    candidates = [spec.model_dump() for spec in build_candidate_specs(train, horizon=dataset.horizon, name=name)]
+    presets = build_candidate_specs(train, horizon=dataset.horizon, name=name)
+    candidates = [spec.model_dump() for spec in [*build_base_variants(train, presets[0]), *presets]]
     for fields in candidates:
-        fields["members"] = members
+        fields["members"] = members if fields["training"]["steps"] else 1
         fields["training"] |= {"seed": seed}
         if name in SHORT_SETS:
             fields["blend"] = ["dynamic_optimized_theta"]
-        if name == "us_births":
+        if name == "us_births" and fields["training"]["initial"] == "random":
             fields["calendar"] = [*fields["calendar"], "holiday:US"]
         if name.startswith("ETT"):
             validation = build_validation_fields(

@@ -1,6 +1,6 @@
-"""Writes the tables of the README from the files in benchmarks/results, between the markers of each table.
+"""Writes the tables of README.md and docs/pretrained.md from the files in benchmarks/results, between the markers of each table.
 
-python benchmarks/readme_tables.py            writes README.md
+python benchmarks/readme_tables.py            writes both documents
 python benchmarks/readme_tables.py --check    exits with 1 if a table is not that of the results
 """
 
@@ -49,11 +49,13 @@ def accuracy_table(results: Path = RESULTS) -> list[str]:
     panels = {row["set"]: row for row in read_markdown_rows(path, "set")}
     mean = next(row for name, row in panels.items() if name.startswith("geometric mean"))
     others = ("seasonal naive", "AutoETS", "4-model ensemble", "DeepAR", "TiRex")
+    untrained = _zero_shot_errors(results)
     rows = [
-        ["data, measure (smaller is better)", OURS, *others],
+        ["data, measure (smaller is better)", f"{OURS}, trained", f"{OURS}, pretrained", *others],
         [
             "M1, M3, hospital, FRED-MD: MASE over seasonal naive",
             f"**{mean['ours']}**",
+            f"**{untrained['geometric mean over seasonal naive']}**",
             *(mean[name] for name in others),
         ],
     ]
@@ -62,8 +64,24 @@ def accuracy_table(results: Path = RESULTS) -> list[str]:
         ours = re.search(r"MASE \*\*([\d.]+)\*\*", row)
         assert ours is not None
         published = dict(re.findall(r"([A-Za-z][\w .-]*?) ([\d.]+)(?:;|$)", _split_row(row)[5]))
-        rows.append([title, f"**{ours[1]}**", *(published.get(other, "") for other in others)])
+        rows.append(
+            [title, f"**{ours[1]}**", f"**{untrained[name]}**", *(published.get(other, "") for other in others)]
+        )
     return format_rows(rows)
+
+
+def _zero_shot_errors(results: Path) -> dict[str, str]:
+    """Returns the error of the pretrained network by data set."""
+    lines = (results / "pretrained.md").read_text().splitlines()
+    cells = (_split_row(line) for line in lines if line.startswith("| ") and not line.startswith("| set |"))
+    return {name.split(",")[0]: re.split(r"[ ,]", error)[0] for name, error, *_ in cells}
+
+
+def pretrained_table(results: Path = RESULTS) -> list[str]:
+    """Formats the errors of the pretrained network beside those of others: short panels, guards, and long series."""
+    lines = (results / "pretrained.md").read_text().splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("## "))
+    return [line.replace("## ", "### ") for line in lines[start:]]
 
 
 def speed_table(results: Path = RESULTS) -> list[str]:
@@ -104,29 +122,35 @@ def format_rows(rows: Sequence[Sequence[str]]) -> list[str]:
     return [title, "|" + "---|" * len(rows[0]), *values]
 
 
-TABLES: Mapping[str, Callable[[], list[str]]] = {"accuracy": accuracy_table, "speed": speed_table}
+Tables = Mapping[str, Callable[[], list[str]]]
+TABLES: Tables = {"accuracy": accuracy_table, "speed": speed_table}
+DOCUMENTS: Mapping[str, Tables] = {"README.md": TABLES, "docs/pretrained.md": {"pretrained": pretrained_table}}
 
 
-def insert_tables(text: str) -> str:
+def insert_tables(text: str, tables: Tables = TABLES) -> str:
     """Returns the text with the current tables between `<!-- table NAME -->` and `<!-- end -->`."""
-    for name, build in TABLES.items():
+    for name, build in tables.items():
         start, end = f"<!-- table {name} -->", "<!-- end -->"
         before, found, rest = text.partition(start)
         if not found:
-            raise ValueError(f"Expected the marker {start} in README.md; found none. Add it where the table belongs.")
+            raise ValueError(
+                f"Expected the marker {start} in the document; found none. Add it where the table belongs."
+            )
         text = "\n".join([before + start, *build(), rest[rest.index(end) :]])
     return text
 
 
 def main() -> int:
-    """Writes the README, or compares it with what would be written."""
-    readme = CHECKOUT / "README.md"
-    text = readme.read_text()
-    current = insert_tables(text)
-    if "--check" in sys.argv[1:]:
-        return int(current != text)
-    readme.write_text(current)
-    return 0
+    """Writes the documents, or compares them with what would be written."""
+    is_current = True
+    for name, tables in DOCUMENTS.items():
+        document = CHECKOUT / name
+        text = document.read_text()
+        current = insert_tables(text, tables)
+        is_current &= current == text
+        if "--check" not in sys.argv[1:]:
+            document.write_text(current)
+    return int(not is_current) if "--check" in sys.argv[1:] else 0
 
 
 if __name__ == "__main__":
