@@ -12,7 +12,7 @@ from forecaster.shapes import Float64
 StateArrays = Mapping[str, np.ndarray]
 STATE_ARRAY_DTYPES: Mapping[str, str] = {
     **dict.fromkeys(("hidden", "cell", "output", "recent", "bound", "static"), "float32"),
-    **dict.fromkeys(("shift", "width", "profile", "size"), "float64"),
+    **dict.fromkeys(("shift", "width", "profile", "size", "statistics"), "float64"),
     "begun": "bool",
     "time": "int64",
 }

@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forecaster.bundle.pretrained.base import base_predictor
+from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.errors import BadState, StateOfOtherModel, StateTooLarge
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Series
 from serving.formats.schema import ContinuedSeries
+from serving.formats.state_payload import decode_payload, encode_payload
 from serving.formats.state_token import TOKEN_FORMAT, ModelReference, TokenSigner, issue_token, parse_token_series
 from serving.formats.timestamps import TimestampStyle
 from serving.settings import Settings
@@ -443,3 +447,18 @@ def _load_static_stub(folder: Path) -> Any:
     from tests.serving.conftest import LastValuePredictor, StubModel
 
     return LastValuePredictor(StubModel(spec=make_spec(static=["region"], context=3, min_history=3)))
+
+
+def test_the_recurrent_state_of_a_running_scale_survives_a_payload() -> None:
+    y = 50 + np.arange(1500.0) % 7
+    series = Series("a", pd.Timestamp("2010-01-01"), "D", y)
+    history = base_predictor("D", horizon=48).truncate_history(series)
+    style = TimestampStyle("T", "D", "")
+    decoded = decode_payload(encode_payload(history, style, encoding=EMPTY_ENCODING), encoding=EMPTY_ENCODING).series
+    assert history.history_summary is not None
+    assert decoded.history_summary is not None
+    for step, [arrays] in history.history_summary.rollout_states.items():
+        [restored] = decoded.history_summary.rollout_states[step]
+        assert restored.keys() == arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(restored[name], array)
