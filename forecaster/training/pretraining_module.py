@@ -119,7 +119,8 @@ class PretrainingModule(pl.LightningModule):
             weight_decay=self.options.weight_decay,
             betas=(0.9, 0.98),
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._relative_learning_rate)
+        # A function and no method: the schedule would store the attributes of a method in checkpoints.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._relative_learning_rate(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @torch.no_grad()
