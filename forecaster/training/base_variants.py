@@ -13,10 +13,10 @@ from forecaster.spec import Spec
 _MAX_ORIGINS = 20  # last segments of a window that are trained; earlier ones belong to other windows
 _FINE_TUNING: Mapping[str, Any] = {
     "initial": "base",
-    "steps": 200,
-    "epoch_steps": 50,
+    "steps": 100,
+    "epoch_steps": 25,
     "batch": 48,
-    "learning_rate": 3e-4,
+    "learning_rate": 2e-4,
     "schedule": "cosine",
     "average": 0.98,
     "refit": True,
