@@ -392,7 +392,8 @@ def test_the_command_line_gives_the_same_forecast_from_a_service_as_from_a_bundl
     assert "1 of 3 series have no forecast" in outputs[1].err
     assert len(from_bundle) == 10
     assert min((tmp_path / f"{n}.png").stat().st_size for n in (0, 1)) > 10_000
-    assert run_command("forecast", str(table)) == 2
+    assert run_command("forecast", str(table)) == 0
+    assert "pretrained network" in capsys.readouterr().err
     assert run_command("forecast", "--url", url) == 2
     assert run_command("forecast") == 2
     assert run_command("forecast", "model", str(table), "--url", url) == 2
