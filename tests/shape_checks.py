@@ -53,6 +53,14 @@ MODULES_WITH_RECORDS = [
     "forecaster.synthetic.sampling",
     "forecaster.synthetic.training_batches",
     "forecaster.training.loss",
+    "forecaster.training.pretraining",
+    "forecaster.evaluation.one_standard_error",
+    "forecaster.engines.running.engine",
+    "forecaster.engines.running.layers",
+    "forecaster.engines.running.network",
+    "forecaster.engines.running.past",
+    "forecaster.prediction.shape_range",
+    "forecaster.data.frames.other_columns",
 ]
 
 

@@ -45,7 +45,7 @@ def split_median(
     quantiles: Float64[np.ndarray, "series horizon level"], levels: Sequence[float]
 ) -> tuple[Float64[np.ndarray, "series horizon"], Float64[np.ndarray, "series horizon level"]]:
     """Returns the medians, and all quantiles relative to them."""
-    medians = quantiles[:, :, levels.index(MEDIAN)]
+    medians = np.ascontiguousarray(quantiles[:, :, levels.index(MEDIAN)])
     return medians, quantiles - medians[:, :, None]
 
 

@@ -244,7 +244,7 @@ def reference_loss(network: Regressor, window: Window, future: Tensor, future_co
         for first in range(network.pre_context, context, network.segment):
             reference.read_context(single.slice_steps(slice(first - network.pre_context, first + network.segment)))
             cutoff = first + network.segment
-            if network.is_direct and cutoff < context:
+            if network.decoder_kind != "rollout" and cutoff < context:
                 continue
             params = reference.head_params(covariates[cutoff : cutoff + network.block])
             for target in range(reference.targets):

@@ -31,6 +31,21 @@ KINDS: dict[str, dict[str, Any]] = {
     "seasonal naive": {"base": "seasonal_naive", "segment": 2, "reads": "history"},
     "history": {"features": "seasonal", "base": "mixture", "decoder": "direct", "reads": "history"},
     "quantiles": {"features": "seasonal", "base": "mixture", "decoder": "direct", "head": {"kind": "quantile"}},
+    "block": {
+        "features": "seasonal",
+        "base": "mixture",
+        "decoder": "block",
+        "block_steps": 4,
+        "head": {"kind": "quantile"},
+    },
+    "block, segments": {"features": "seasonal", "base": "mixture", "decoder": "block", "block_steps": 6, "segment": 2},
+    "long season": {
+        "features": "seasonal",
+        "base": "mixture",
+        "decoder": "block",
+        "long_season": 8,
+        "reads": "history",
+    },
     "no season": {"features": "seasonal", "base": "mixture", "decoder": "direct", "season": 1, "cell": "lstm"},
 }
 

@@ -219,7 +219,6 @@ def test_an_invalid_path_or_command_is_rejected(
         ["forecast", "./no-folder", "good.csv"],
         ["backtest", "small@challenger", "good.csv"],
         ["promote", "small"],
-        ["serve"],
     ],
 )
 def test_a_command_without_its_registry_reports_it_and_creates_none(
@@ -401,7 +400,6 @@ def test_real_processes_return_the_documented_exit_codes(trained_root: TrainedRo
         (["promote", "small", "--version", 1, *root], 3, "never tested"),
         (["verify", working_folder], 1, "manifest.json"),
         (["serve", "small", "--port", 99999], 2, "PORT"),
-        (["serve"], 1, "FORECASTER_SERVING_MODEL"),
         (["serve", "smal", *root], 2, "The registry has "),
     ):
         completed = run_forecaster(*arguments, folder=working_folder)

@@ -107,7 +107,9 @@ class RunningNetwork:
     def start(self, rows: int) -> RowState:
         """Returns the state before the first step."""
         zeros = np.zeros((rows, 0), dtype=np.float32)
-        past = Past(zeros[:, None], zeros[:, None], zeros[:, None], np.zeros((rows, NUM_STATISTICS)))
+        past = Past(
+            zeros[:, None], np.zeros((rows, 1, 2), dtype=np.float32), zeros[:, None], np.zeros((rows, NUM_STATISTICS))
+        )
         recent = np.zeros((rows, self.lookback), dtype=np.float32)
         return RowState(initial_state(self._stack_sizes, rows), zeros, recent, past)
 

@@ -139,6 +139,7 @@ def test_a_diverging_variant_is_named_and_not_selected(monkeypatch: pytest.Monke
 
 def test_the_used_variant_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selections, "build_candidate_specs", lambda *_, **__: make_candidates()[:2])
+    monkeypatch.setattr(selections, "build_base_variants", lambda *_: [])
     progress = RecordedProgress()
     selected = select_spec(PANEL, name="any", horizon=5, test_windows=0, accelerator="cpu", progress=progress)
     [number] = [number for number, candidate in enumerate(selected.candidates, start=1) if candidate.is_chosen]
