@@ -10,6 +10,7 @@ from forecaster.data.calendar import default_season
 from forecaster.series import Panel
 from forecaster.spec import Spec
 
+_MIN_STEPS = 4000  # of all series together, below which fine-tuning learns noise (docs/experiments.md)
 _MAX_ORIGINS = 20  # last segments of a window that are trained; earlier ones belong to other windows
 _FINE_TUNING: Mapping[str, Any] = {
     "initial": "base",
@@ -24,7 +25,7 @@ _FINE_TUNING: Mapping[str, Any] = {
 
 
 def build_base_variants(panel: Panel, preset: Spec) -> list[Spec]:
-    """Returns the variants, the simplest first: without any training, and fine-tuned.
+    """Returns the variants, the simplest first: without any training, and fine-tuned where there are enough data.
 
     Args:
         panel: The training data; only its frequency and the longest series are used.
@@ -35,15 +36,11 @@ def build_base_variants(panel: Panel, preset: Spec) -> list[Spec]:
     segments = max(1, min(whole.context, max(map(len, panel.series)) - preset.horizon) // whole.segment)
     validation = {name: getattr(preset.training, name) for name in ("valid_windows", "valid_stride")}
     origins = min(_MAX_ORIGINS, segments)
-    return [
-        _build_variant(season, preset, training={"initial": "base", "steps": 0, **validation}),
-        _build_variant(
-            season,
-            preset,
-            context=segments * whole.segment,
-            training={**_FINE_TUNING, **validation, "origins": origins},
-        ),
-    ]
+    untrained = _build_variant(season, preset, training={"initial": "base", "steps": 0, **validation})
+    if sum(map(len, panel.series)) < _MIN_STEPS:
+        return [untrained]
+    fine_tuned = {**_FINE_TUNING, **validation, "origins": origins}
+    return [untrained, _build_variant(season, preset, context=segments * whole.segment, training=fine_tuned)]
 
 
 def _build_variant(season: int, preset: Spec, **fields: Any) -> Spec:
