@@ -179,7 +179,8 @@ def test_a_wheel_contains_everything_a_server_needs(tmp_path: Path, image_python
         response = httpx.post(f"{address}/v1/forecast", json={"series": [series], "horizon": 2}, timeout=30)
         assert response.status_code == 200, response.text
         assert response.json()["model"]["digest"] == digest
-        assert (home / ".forecaster" / "slot" / "ledger.db").exists()
+        ledger = home / ".forecaster" / "slot" / "ledger.db"
+        wait_until(ledger.exists, pause=0.1)  # the writer is a process of its own, which the server does not wait for
 
 
 def _substitute(part: str, replacements: dict[str, str]) -> str:
