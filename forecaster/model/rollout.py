@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from forecaster.data.windows import Window
-from forecaster.model import running, running_sizes
+from forecaster.model import running_sizes
 from forecaster.model.recurrent import RecurrentState
 from forecaster.model.regressor import Regressor
+from forecaster.model.running_statistics import update_statistics
 from forecaster.model.scaling import Scale, measure_scale, settle_scale
 from forecaster.shapes import Bool, Float, Float64, Int
 from forecaster.spec import DIVERGENCE_FACTOR
@@ -179,9 +180,7 @@ def _encode_scaled(
     mask = started.reshape(len(rollout_state.output), model.num_targets, -1, model.segment).any(dim=(1, 3))
     statistics = None
     if rollout_state.statistics is not None:
-        by_step = running.update_statistics(
-            rollout_state.statistics, filled_values, started, missing, season=model.season
-        )
+        by_step = update_statistics(rollout_state.statistics, filled_values, started, missing, season=model.season)
         statistics = by_step[:, model.segment - 1 :: model.segment]
     inputs = model.encode(values, ~missing, filled_values, covariates, statistics)
     return EncodedInputs(inputs, mask, started, filled_values, statistics)

@@ -21,7 +21,7 @@ from forecaster.storage.failpoints import fail_point
 from forecaster.training.lightning import Checkpoint, TorchCheckpointIO, pl
 from forecaster.training.module import TrainingModule
 
-_STATE_KEY = "Keeper"  # part of the checkpoint format, so that checkpoints of earlier versions can be resumed
+CHECKPOINT_STATE_KEY = "Keeper"  # part of the checkpoint format, so that checkpoints of earlier versions can be resumed
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -68,7 +68,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         try:
             checkpoint = cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True))
-            digest = checkpoint["callbacks"][_STATE_KEY]["fit"]
+            digest = checkpoint["callbacks"][CHECKPOINT_STATE_KEY]["fit"]
         except Exception as error:  # torch raises many error types
             raise CheckpointMismatch(
                 f"Expected a checkpoint of this fit; {path} cannot be read ({type(error).__name__}). Remove it to train anew.",
@@ -104,7 +104,7 @@ class BestWeightsCallback(Checkpoint):
     @property
     def state_key(self) -> str:
         """The key of the callback's state in a checkpoint."""
-        return _STATE_KEY
+        return CHECKPOINT_STATE_KEY
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops a resumed fit whose patience was already exhausted."""

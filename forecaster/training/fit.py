@@ -33,7 +33,14 @@ from forecaster.spec import Spec
 from forecaster.training.allocator import keep_freed_memory
 from forecaster.training.checkpoint import AtomicCheckpointIO, BestWeightsCallback, add_exposure_gap
 from forecaster.training.datamodule import STEPS_PER_CHUNK, WindowDataModule
-from forecaster.training.lightning import Logger, MisconfigurationException, keep_interrupts, pl, quiet_lightning
+from forecaster.training.lightning import (
+    Logger,
+    MisconfigurationException,
+    keep_interrupts,
+    parse_devices,
+    pl,
+    quiet_lightning,
+)
 from forecaster.training.module import TrainingModule
 from forecaster.training.progress_callback import ProgressCallback
 
@@ -108,9 +115,9 @@ def fit(
         )
         for seed in _member_seeds(spec)
     ]
-    if initial is not None:
+    if initial is not None and spec.training.steps:
         _load_initial_weights(initial.networks, networks, name=initial.spec.name)
-    elif spec.training.initial == "base":
+    elif spec.training.initial == "base":  # without steps the model is the pretrained network, whatever the champion is
         initial = specialize_base(panel.freq, horizon=spec.horizon, season=season).to_fitted_model()
         _load_initial_weights(initial.networks * len(networks), networks, name=initial.spec.name)
     module = TrainingModule(networks, spec)
@@ -130,7 +137,7 @@ def fit(
     with keep_interrupts(), quiet_lightning():
         trainer = pl.Trainer(
             accelerator=accelerator,
-            devices=_parse_devices(devices),
+            devices=parse_devices(devices),
             max_epochs=data.num_epochs,
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
@@ -226,7 +233,7 @@ def validate_device(*, accelerator: str, devices: str) -> None:
         with quiet_lightning():
             trainer = pl.Trainer(
                 accelerator=accelerator,
-                devices=_parse_devices(devices),
+                devices=parse_devices(devices),
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -245,10 +252,6 @@ def validate_device(*, accelerator: str, devices: str) -> None:
             "device by its index and a comma (0,), and start several trainings to use several devices.",
             where="devices",
         )
-
-
-def _parse_devices(devices: str) -> int | str:
-    return int(devices) if devices.isdecimal() else devices
 
 
 def _member_seeds(spec: Spec) -> list[int]:

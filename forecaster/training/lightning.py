@@ -235,6 +235,11 @@ def keep_interrupts() -> Iterator[None]:
         raise
 
 
+def parse_devices(devices: str) -> int | str:
+    """Returns the devices as Lightning's Trainer expects them: a number of devices, or indices such as `2,`."""
+    return int(devices) if devices.isdecimal() else devices
+
+
 _import_lightning()
 
 import pytorch_lightning as pl  # noqa: E402
@@ -250,6 +255,7 @@ __all__ = [
     "MisconfigurationException",
     "TorchCheckpointIO",
     "keep_interrupts",
+    "parse_devices",
     "pl",
     "quiet_lightning",
 ]

@@ -14,9 +14,9 @@ from forecaster.bundle.pretrained.specification import BASE_NAME
 from forecaster.errors import InputError
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.storage import atomic
-from forecaster.training import pretrain as pretraining
-from forecaster.training.pretraining_card import SEPARATE_NETWORK_OPTIONS, render_pretraining_card
-from forecaster.training.pretraining_module import PretrainingOptions
+from forecaster.training.pretraining import run as pretraining
+from forecaster.training.pretraining.card import SEPARATE_NETWORK_OPTIONS, render_pretraining_card
+from forecaster.training.pretraining.module import PretrainingOptions
 from pipelines.settings import Root
 from pipelines.tracking.run import RunDataset, TrackedRun, UnrecordedRun, open_run
 from pipelines.training.interruptions import explain_interrupt, lock_checkpoint_folder, read_run_id

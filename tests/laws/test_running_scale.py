@@ -16,6 +16,7 @@ from forecaster.errors import BadSpec
 from forecaster.model import running, running_sizes
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import encode_inputs, roll_out, run_over_window, start_rollout, warm_up
+from forecaster.model.running_statistics import update_statistics
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast
 from forecaster.spec import Spec, running_lookback
@@ -183,7 +184,7 @@ def test_statistics_and_scale_equal_their_definitions() -> None:
     values[0] = 0.0
     padded = torch.from_numpy(np.append(np.zeros(lookback), values))[None].float()
     started = torch.ones(1, 20, dtype=torch.bool)
-    statistics = running.update_statistics(
+    statistics = update_statistics(
         torch.zeros(1, running_sizes.NUM_STATISTICS, dtype=torch.float64), padded, started, ~started, season=season
     )
     for end in range(1, 21):
@@ -216,7 +217,7 @@ def test_simple_forecasts_equal_their_definitions() -> None:
     lookback = running_lookback(season)
     padded = torch.from_numpy(np.append(np.zeros(lookback), y))[None].float()
     started = torch.ones(1, 40, dtype=torch.bool)
-    statistics = running.update_statistics(
+    statistics = update_statistics(
         torch.zeros(1, running_sizes.NUM_STATISTICS, dtype=torch.float64), padded, started, ~started, season=season
     )[:, -1]
     recent = padded[:, -lookback:]

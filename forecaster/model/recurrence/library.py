@@ -46,7 +46,7 @@ ROLLOUT_SIZES = (
     "features",
     "residual",
 )
-ROLLOUT_ARRAYS = ("packed", "output", "values", "states", "cells", "bound", "told", "inputs", "started", "outputs")
+ROLLOUT_ARRAYS = ("packed", "output", "values", "states", "cells", "bound", "forecast", "inputs", "started", "outputs")
 LAYER_WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")  # of a layer, as named in the bundle
 
 

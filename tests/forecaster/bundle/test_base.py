@@ -9,8 +9,8 @@ from forecaster.bundle import artifact
 from forecaster.bundle.pretrained.base import BASE_FOLDER, base_predictor, load_base
 from forecaster.bundle.pretrained.specification import BASE_NAME
 from forecaster.series import Forecast
-from forecaster.training.pretraining_card import format_pretraining_command
-from forecaster.training.pretraining_module import PretrainingOptions
+from forecaster.training.pretraining.card import format_pretraining_command
+from forecaster.training.pretraining.module import PretrainingOptions
 from tests.factories import make_series
 
 MAX_BYTES = 5_000_000

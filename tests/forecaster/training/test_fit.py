@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from forecaster.bundle.pretrained.base import load_base
+from forecaster.bundle.pretrained.specification import base_spec
 from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.data.windows import CutoffIndex, EpochBatches, PanelTensor
 from forecaster.errors import HistoryTooShort, InputError
@@ -376,3 +378,21 @@ def test_gaps_in_the_data_do_not_stop_a_fit() -> None:
     gappy[np.random.default_rng(0).random(60) < 0.4] = np.nan
     fitted = fit_on_cpu(make_panel(gappy, make_wave(40)), make_fit_spec())
     assert all(np.isfinite(value) for value in fitted.scores.values())
+
+
+def test_a_fit_without_steps_uses_the_pretrained_network_whatever_the_champion_is() -> None:
+    panel = make_panel(make_wave(60), freq="MS")
+    training = {"initial": "base", "valid_windows": 1}
+    trained = fit(
+        panel,
+        base_spec(12, horizon=5, training={**training, "steps": 2, "batch": 2, "learning_rate": 0.1}),
+        accelerator="cpu",
+    ).model
+    untrained = fit(
+        panel, base_spec(12, horizon=5, training={**training, "steps": 0}), initial=trained, accelerator="cpu"
+    )
+    expected = load_base().to_fitted_model().network.state_dict()
+    weights = untrained.model.network.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert untrained.scores["valid/rollout"] > 0
+    assert not torch.equal(trained.network.state_dict()["output.weight"], expected["output.weight"])

@@ -14,16 +14,16 @@ import torch
 
 from forecaster.errors import CheckpointMismatch, NonFiniteLoss
 from forecaster.spec import NetworkSpec
-from forecaster.training import pretrain as pretraining
 from forecaster.training.loss import compute_loss
-from forecaster.training.pretraining import (
+from forecaster.training.pretraining import run as pretraining
+from forecaster.training.pretraining.module import PretrainingOptions, SyntheticBatches, draw_group
+from forecaster.training.pretraining.networks import (
     FAR_WEIGHT,
     BaseNetworks,
     SyntheticSeries,
     choose_origins,
     prepare_pretraining_batch,
 )
-from forecaster.training.pretraining_module import PretrainingOptions, SyntheticBatches, draw_group
 from tests.system.processes import CHECKOUT, make_environment, wait_until
 
 TINY = PretrainingOptions(
@@ -158,8 +158,8 @@ _PROGRAM = """
 import sys, time, torch
 from pathlib import Path
 from forecaster.training.lightning import pl
-from forecaster.training.pretrain import pretrain
-from forecaster.training.pretraining_module import PretrainingOptions
+from forecaster.training.pretraining.run import pretrain
+from forecaster.training.pretraining.module import PretrainingOptions
 torch.set_num_threads(1)
 options = PretrainingOptions.model_validate_json(sys.argv[1])
 slow = pl.callbacks.LambdaCallback(on_train_batch_end=lambda *_: time.sleep(0.3))

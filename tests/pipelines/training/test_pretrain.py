@@ -13,8 +13,8 @@ from forecaster.bundle import artifact
 from forecaster.errors import InputError
 from forecaster.progress import Progress
 from forecaster.registry.registry import create_client
-from forecaster.training import pretrain as pretraining
-from forecaster.training.pretraining_module import PretrainingOptions
+from forecaster.training.pretraining import run as pretraining
+from forecaster.training.pretraining.module import PretrainingOptions
 from pipelines.cli import app
 from pipelines.settings import Root
 from pipelines.training.pretrain import parse_options, pretrain

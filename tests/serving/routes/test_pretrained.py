@@ -43,6 +43,14 @@ def library_mean(series: Series, *, season: int | None = None) -> np.ndarray:
     return outcome.mean
 
 
+def test_quantiles_of_the_network_surround_its_median_in_order(client: AppClient) -> None:
+    for outcome in forecast(client, HOURS, DAYS, MONTHS, levels=[0.1, 0.5, 0.9]):
+        low, median, high = (np.array(outcome["quantiles"][level]) for level in ("0.1", "0.5", "0.9"))
+        assert (low < median).all()
+        assert (median < high).all()
+        np.testing.assert_allclose(median, outcome["mean"], rtol=1e-6)
+
+
 def test_series_of_several_frequencies_each_get_an_outcome_in_order(client: AppClient) -> None:
     outcomes = forecast(client, HOURS, DAYS, {**MONTHS, "freq": "fortnight"}, NUMBERS, MONTHS)
     assert [outcome["id"] for outcome in outcomes] == ["hours", "days", "months", "numbers", "months"]

@@ -234,7 +234,7 @@ FUNCTION void NAME(say)(struct NAME(band) *b, int64_t base, int64_t rows) {
     for (int64_t block = 0; block < o->blocks; block++) {
         for (int64_t r = 0; r < rows; r++) {
             const float *h = b->here + r * b->wide + top;
-            float *told = o->told + ((base + r) * o->blocks + block) * S, *x = b->here + r * b->wide;
+            float *forecast = o->forecast + ((base + r) * o->blocks + block) * S, *x = b->here + r * b->wide;
             for (int64_t j = 0; j < S; j++) {
                 vector sum = ALL(0.0f);
                 for (int64_t unit = 0; unit < H; unit += LANES)
@@ -242,7 +242,7 @@ FUNCTION void NAME(say)(struct NAME(band) *b, int64_t base, int64_t rows) {
                 float said = o->output[S * o->padded + j];
                 UNROLL for (int lane = 0; lane < LANES; lane++) said += sum[lane];
                 if (!((said < 0 ? -said : said) <= b->bound[r])) b->gone[r] = 1; // also true for NaN
-                told[j] = b->gone[r] ? __builtin_nanf("") : said;
+                forecast[j] = b->gone[r] ? __builtin_nanf("") : said;
                 x[j] = b->gone[r] ? 0.0f : said;
                 x[S + j] = 1.0f;
             }

@@ -46,7 +46,7 @@ struct rollout {
     const float *values;       // row, step, time point of the segment: scaled, NaN where missing
     float *states, *cells;     // initial states: row, layer, unit; or states found at the origins: row, origin, layer, unit
     float *bound;              // divergence bounds in the same order, per row or origin
-    float *told;               // forecasts: row, block, time point of the segment
+    float *forecast;           // forecasts: row, block, time point of the segment
     const float *inputs;       // of a stack: row, step, feature
     const uint8_t *started;    // of a stack: row, step; padding precedes all other steps of its row
     float *outputs;            // of a stack: row, unit, after the last step

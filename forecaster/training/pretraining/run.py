@@ -21,9 +21,9 @@ from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.spec import Spec
 from forecaster.synthetic.training_batches import draw_batch, draw_shape
 from forecaster.training.allocator import keep_freed_memory
-from forecaster.training.checkpoint import AtomicCheckpointIO
-from forecaster.training.lightning import Checkpoint, Logger, keep_interrupts, pl, quiet_lightning
-from forecaster.training.pretraining_module import PretrainingModule, PretrainingOptions, SyntheticBatches
+from forecaster.training.checkpoint import CHECKPOINT_STATE_KEY, AtomicCheckpointIO
+from forecaster.training.lightning import Checkpoint, Logger, keep_interrupts, parse_devices, pl, quiet_lightning
+from forecaster.training.pretraining.module import PretrainingModule, PretrainingOptions, SyntheticBatches
 from forecaster.training.progress_callback import PretrainingProgressCallback
 
 _RANGE_SERIES, _RANGE_BATCH, _RANGE_SEED = 20_000, 100, 1 << 40  # the seed differs from that of every group of batches
@@ -90,7 +90,7 @@ def pretrain(
     with keep_interrupts(), quiet_lightning():
         trainer = pl.Trainer(
             accelerator=accelerator,
-            devices=int(devices) if devices.isdecimal() else devices,
+            devices=parse_devices(devices),
             max_epochs=-(-options.steps // options.epoch_steps),
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
@@ -179,7 +179,7 @@ class _EpochCheckpoint(Checkpoint):
     @property
     def state_key(self) -> str:
         """The key of the callback's state in a checkpoint, where `AtomicCheckpointIO` looks for it."""
-        return "Keeper"
+        return CHECKPOINT_STATE_KEY
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks and logs the loss, and saves."""

@@ -17,7 +17,12 @@ from forecaster.spec import NetworkSpec
 from forecaster.synthetic.training_batches import draw_batch, draw_shape
 from forecaster.training.lightning import pl
 from forecaster.training.loss import TrainingBatch, compute_loss
-from forecaster.training.pretraining import BaseNetworks, SyntheticSeries, choose_origins, prepare_pretraining_batch
+from forecaster.training.pretraining.networks import (
+    BaseNetworks,
+    SyntheticSeries,
+    choose_origins,
+    prepare_pretraining_batch,
+)
 
 # Series of one shape are drawn at once, and batches of several shapes are mixed.
 _SHAPES_PER_GROUP, _BATCHES_PER_SHAPE = 6, 3

@@ -10,7 +10,7 @@ from forecaster.bundle.pretrained.specification import BASE_BLOCK, LONG_SEASONS,
 from forecaster.prediction.fitted_model import FittedModel
 from forecaster.synthetic.mixtures import find_mixture
 from forecaster.synthetic.training_batches import SEASON_WEIGHTS, find_length_range
-from forecaster.training.pretraining_module import PretrainingOptions
+from forecaster.training.pretraining.module import PretrainingOptions
 
 SEPARATE_NETWORK_OPTIONS = ("cell", "layers", "hidden")  # fields of the network that are options of the command
 
