@@ -55,6 +55,7 @@ from forecaster.prediction.engine_choice import (
     limit_run_time,
 )
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
+from forecaster.prediction.head_quantiles import can_recalibrate
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec
@@ -297,6 +298,12 @@ def _check_consistency(stored: StoredModel, manifest: Manifest) -> None:
                 where=where,
             )
     if calibration is not None:
+        if calibration.unit == "head" and not can_recalibrate(stored):
+            raise BundleDamaged(
+                "Expected a block decoder with a quantile head, whose quantiles the calibration changes; found another network. "
+                "Fetch the bundle again.",
+                where="conformal.json",
+            )
         offsets = calibration.compute_offsets(calibration.levels, horizon=1, scales=np.ones(1))
         if not np.isfinite(offsets).all():
             raise BundleDamaged(

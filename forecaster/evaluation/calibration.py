@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from forecaster.evaluation.backtest import Backtest, BacktestQuantileArray, backtest
 from forecaster.intervals.conformal import calibrate
-from forecaster.prediction.head_quantiles import has_quantiles
+from forecaster.intervals.difficulty import measure_changes
+from forecaster.intervals.head import recalibrate_head
+from forecaster.prediction.head_quantiles import (
+    MEDIAN,
+    can_recalibrate,
+    describe_changes,
+    has_quantiles,
+    with_median,
+)
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Forecast, Panel
 from forecaster.shapes import Float64
+
+_MAX_WINDOWS = 12
 
 
 def calibrate_model(
@@ -50,14 +60,43 @@ def calibrate_model(
     return calibrate_on_backtest(model, result, "model")
 
 
+def choose_untrained_windows(panel: Panel, *, horizon: int) -> tuple[int, int]:
+    """Returns the windows, and the steps between them, on which a model that was not trained on the panel is calibrated.
+
+    All its errors are those of unseen data, so half of the median history can be used: windows half a horizon apart, at most
+    `_MAX_WINDOWS` of them.
+    """
+    span = int(np.median([len(item) for item in panel.series])) // 2 - horizon
+    stride = max(1, horizon // 2)
+    return min(_MAX_WINDOWS, 1 + max(0, span) // stride), stride
+
+
 def calibrate_on_backtest(model: FittedModel, result: Backtest, name: str) -> FittedModel:
     """Returns the model with quantiles calibrated on a backtest of unseen windows; `name` is its name there."""
     predictor = Predictor(model)
-    errors = result.actual - result.forecasts[name]
     groups = [predictor.interval_group(item) for item in result.series]
-    return replace(
-        model, calibration=calibrate(errors, _history_scales(result, predictor.compute_scale), groups=groups)
-    )
+    histories = _origin_histories(result)
+    if can_recalibrate(model):
+        levels = with_median(model.spec.head.levels)
+        quantiles = _head_quantiles(Predictor(replace(model, calibration=None)), result, levels)
+        medians = quantiles[..., [levels.index(MEDIAN)]]
+        calibration = recalibrate_head(
+            result.actual - medians[..., 0],
+            quantiles - medians,
+            levels,
+            changes=_by_window(describe_changes(histories, season=model.season), result),
+            groups=groups,
+            overlap=max(0.0, 1 - result.stride / result.horizon),
+        )
+    else:
+        scales = np.array([predictor.compute_scale(history) for history in histories])
+        calibration = calibrate(
+            result.actual - result.forecasts[name],
+            _by_window(scales, result),
+            changes=_by_window(measure_changes(histories, season=model.season), result),
+            groups=groups,
+        )
+    return replace(model, calibration=calibration)
 
 
 def backtest_quantiles(
@@ -71,10 +110,10 @@ def backtest_quantiles(
         name: The model's name there.
         levels: Levels of the quantiles, ascending.
     """
-    if model.calibration is None:
+    if model.calibration is None or model.calibration.unit == "head":
         return _head_quantiles(Predictor(model), result, levels)
     predictor, windows = Predictor(model), result.actual.shape[1]
-    scales = np.nan_to_num(_history_scales(result, predictor.compute_interval_scale)).ravel()
+    scales = predictor.compute_interval_scales(_origin_histories(result))
     groups = [predictor.interval_group(item) for item in result.series for _ in range(windows)]
     offsets = model.calibration.compute_offsets(levels, horizon=result.horizon, scales=scales, groups=groups)
     return np.asarray(result.forecasts[name][..., None] + offsets.reshape(*result.actual.shape, len(levels)))
@@ -104,13 +143,15 @@ def interval_coverage(
     return coverage
 
 
-def _history_scales(
-    result: Backtest, compute_scale: Callable[[Float64[np.ndarray, "_"]], float]
-) -> Float64[np.ndarray, "series window"]:
-    """Returns the scale of the history at each origin."""
-    return np.array(
-        [[compute_scale(item.y[: len(item) - offset]) for offset in result.origin_offsets] for item in result.series]
-    )
+def _origin_histories(result: Backtest) -> list[Float64[np.ndarray, "_"]]:
+    """Returns the history of each series at each origin, in the order of series and then of windows."""
+    return [item.y[: len(item) - offset] for item in result.series for offset in result.origin_offsets]
+
+
+def _by_window(
+    values: Float64[np.ndarray, "history *axes"], result: Backtest
+) -> Float64[np.ndarray, "series window *axes"]:
+    return values.reshape(*result.actual.shape[:2], *values.shape[1:])
 
 
 def _head_quantiles(predictor: Predictor, result: Backtest, levels: Sequence[float]) -> BacktestQuantileArray:

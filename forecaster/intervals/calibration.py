@@ -1,7 +1,8 @@
 """The calibration of a model: tables of residual quantiles, and the offsets from point forecasts that follow from them.
 
 In this folder a *level* is always that of a quantile: an 80 % interval lies between the levels 0.1 and 0.9. A *residual* is an
-error divided by the scale of the history up to its rolling origin. A *spread* is a mean absolute residual.
+error divided by the scale of the history up to its rolling origin and by the factor of its difficulty, or, for a head that is
+recalibrated, the normal score of an actual (`normal_scores.py`). A *spread* is a mean absolute residual.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
 from forecaster.intervals.adaptive import AdaptiveState, normal_quantiles
+from forecaster.intervals.difficulty import Difficulty
 from forecaster.shapes import Float64
 from forecaster.spec import StepCount
 
@@ -35,7 +37,7 @@ class QuantileTable(_StrictModel):
 
     Attributes:
         basis: "ranks" is split conformal; "gaussian" has too few windows for ranks and uses Student's t quantiles, scaled by
-            the spread; "assumed" has no windows at all.
+            the spread, or the quantiles of the head as they are; "assumed" has no windows at all.
         windows: The number of windows that the table is computed from.
         growth: Beyond the last step, the spread grows as step ** growth.
         spreads: Mean absolute residual, by stored step.
@@ -58,6 +60,9 @@ class Calibration(_StrictModel):
         pool: The table of all series together.
         groups: The tables of groups with enough windows; all other groups use the pool.
         factors: Factors of the scale by series id: how much larger the errors of a series are than its scale suggests.
+        unit: What the offsets are in units of: the scale of the history, or the head, whose quantiles are recalibrated. Then the
+            offsets are normal scores of the head, and the same at every step.
+        difficulty: The factors of scales, or of a head's spread, by the latest changes of a history; None if it has no effect.
     """
 
     steps: tuple[StepCount, ...] = Field(min_length=1)
@@ -67,6 +72,8 @@ class Calibration(_StrictModel):
     factors: dict[str, Annotated[float, Field(gt=0, le=_LIMIT, allow_inf_nan=False)]] = Field(
         default={}, max_length=MAX_FACTORS
     )
+    unit: Literal["history", "head"] = "history"
+    difficulty: Difficulty | None = None
 
     @classmethod
     def from_json(cls, content: bytes | str) -> Calibration:
@@ -100,7 +107,7 @@ class Calibration(_StrictModel):
         Args:
             levels: The levels of the quantiles, in any order.
             horizon: Steps ahead; steps beyond the calibrated ones are extrapolated.
-            scales: `history_scale` of each row.
+            scales: `history_scale` of each row, times the factor of its difficulty; 1 for offsets in normal scores.
             groups: The group of each row; unknown groups use the pool.
             ids: The series id of each row, to apply the factors of series.
             adaptive_state: Shifts from actuals since the calibration.

@@ -14,6 +14,7 @@ import numpy as np
 
 from forecaster.intervals.adaptive import normal_quantiles
 from forecaster.intervals.calibration import MAX_FACTORS, MAX_GROUPS, Calibration, QuantileTable
+from forecaster.intervals.difficulty import Difficulty, fit_difficulty
 from forecaster.metrics import nanmean
 from forecaster.shapes import Bool, Float64
 
@@ -30,13 +31,14 @@ MIN_STEP_RESIDUALS = 100  # a step with fewer residuals also uses those of neigh
 MIN_RANK_WINDOWS = 20  # with fewer windows the distribution is assumed to be Gaussian, and ranks are not used
 MIN_GROUP_WINDOWS = 100  # a group with fewer windows has no table of its own
 MAX_TABLE_NUMBERS = 500_000  # in all tables together: about 5 MB of JSON
-_STD_OVER_MEAN_ABS_DEVIATION = math.sqrt(math.pi / 2)  # of a Gaussian
+STD_OVER_MEAN_ABS_DEVIATION = math.sqrt(math.pi / 2)  # of a Gaussian
 
 
 def calibrate(
     errors: Float64[np.ndarray, "series window horizon"],
     scales: Float64[np.ndarray, "series *window"],
     *,
+    changes: Float64[np.ndarray, "series window change"] | None = None,
     groups: Sequence[str | None] | None = None,
     ids: Sequence[str] | None = None,
 ) -> Calibration:
@@ -47,6 +49,9 @@ def calibrate(
     `MIN_STEP_RESIDUALS` residuals also uses those of neighbouring steps, each divided by the spread of its step; n remains the
     number of windows, because the steps of a window are not independent. Levels beyond the outermost residual are extrapolated
     along the line from the median through that residual, in proportion to the normal quantile.
+
+    The distance of a quantile from the median never shrinks with the step: it is the nearest sequence that does not (isotonic
+    regression), so that the intervals of a few windows are not jagged.
 
     From a backtest on windows that the model was not trained on:
 
@@ -62,6 +67,7 @@ def calibrate(
         errors: Actual minus forecast; NaN where either is missing.
         scales: `history_scale` of each series, or of each of its windows, from the history up to the origin only. Windows
             without a positive scale are ignored.
+        changes: `measure_changes` of the history of each window, to fit the difficulty of series and moments.
         groups: The group of each series, or None; a group with at least `MIN_GROUP_WINDOWS` windows gets its own table.
         ids: The id of each series, to fit factors of series (empirical Bayes: nearly no effect with few windows).
     """
@@ -70,13 +76,55 @@ def calibrate(
     usable = np.isfinite(scales) & (scales > 0)
     residuals = np.where(usable[:, :, None], errors / np.where(usable, scales, 1.0)[:, :, None], np.nan)
     residuals = np.where(np.isfinite(residuals), residuals, np.nan)
+    difficulty = None
+    if changes is not None:
+        difficulty = fit_window_difficulty(residuals, changes, scales)
+    if difficulty is not None and changes is not None:
+        residuals /= window_factors(difficulty, changes, scales)[:, :, None]
     factors: dict[str, float] = {}
     if ids is not None:
         # A window is divided by the factor from the other windows of its series, not from itself.
         all_factors, held_out = _fit_factors(residuals)
         rows_with_factors = np.argsort(-np.abs(np.log(all_factors)), kind="stable")[:MAX_FACTORS]
-        factors = {ids[row]: _round_significant(all_factors[row]) for row in rows_with_factors if all_factors[row] != 1}
+        factors = {ids[row]: round_significant(all_factors[row]) for row in rows_with_factors if all_factors[row] != 1}
         residuals[rows_with_factors] /= held_out[rows_with_factors, :, None]
+    rows_by_group = rows_of_large_groups(residuals, groups)
+    steps = _select_steps(errors.shape[2], table_count=1 + len(rows_by_group))
+    return Calibration(
+        steps=tuple(int(step) for step in steps),
+        levels=TABLE_LEVELS,
+        pool=_fit_table(flatten_windows(residuals), steps),
+        groups={group: _fit_table(flatten_windows(residuals[rows]), steps) for group, rows in rows_by_group.items()},
+        factors=factors,
+        difficulty=difficulty,
+    )
+
+
+def fit_window_difficulty(
+    residuals: Float64[np.ndarray, "series window step"],
+    changes: Float64[np.ndarray, "series window change"],
+    scales: Float64[np.ndarray, "series window"],
+) -> Difficulty | None:
+    """Fits the difficulty to the mean absolute residual of each window, relative to that of all windows at the same step."""
+    flat = residuals.reshape(-1, residuals.shape[2])
+    step_spreads = nanmean(np.abs(flat), axis=0)
+    sizes = nanmean(np.abs(flat) / np.where(step_spreads > 0, step_spreads, np.nan), axis=1)
+    return fit_difficulty(changes.reshape(len(flat), -1), scales.ravel(), sizes)
+
+
+def window_factors(
+    difficulty: Difficulty,
+    changes: Float64[np.ndarray, "series window change"],
+    scales: Float64[np.ndarray, "series window"],
+) -> Float64[np.ndarray, "series window"]:
+    """Returns the factor of the scale of each window."""
+    return difficulty.compute_factors(changes.reshape(scales.size, -1), scales.ravel()).reshape(scales.shape)
+
+
+def rows_of_large_groups(
+    residuals: Float64[np.ndarray, "series window step"], groups: Sequence[str | None] | None
+) -> dict[str, list[int]]:
+    """Returns the rows of each group that gets a table of its own, in alphabetical order."""
     rows_by_group: dict[str, list[int]] = {}
     for row, group in enumerate(groups or ()):
         if group is not None:
@@ -86,21 +134,13 @@ def calibrate(
         (group for group in windows_by_group if windows_by_group[group] >= MIN_GROUP_WINDOWS),
         key=lambda group: (-windows_by_group[group], group),
     )
-    large = large[:MAX_GROUPS]
-    steps = _select_steps(errors.shape[2], table_count=1 + len(large))
-    return Calibration(
-        steps=tuple(int(step) for step in steps),
-        levels=TABLE_LEVELS,
-        pool=_fit_table(_flatten_windows(residuals), steps),
-        groups={group: _fit_table(_flatten_windows(residuals[rows_by_group[group]]), steps) for group in sorted(large)},
-        factors=factors,
-    )
+    return {group: rows_by_group[group] for group in sorted(large[:MAX_GROUPS])}
 
 
 ResidualArray = Float64[np.ndarray, "row step"]  # one row per window of any series
 
 
-def _flatten_windows(residuals: Float64[np.ndarray, "series window step"]) -> ResidualArray:
+def flatten_windows(residuals: Float64[np.ndarray, "series window step"]) -> ResidualArray:
     """Returns all windows of all series with at least one residual."""
     flat = residuals.reshape(-1, residuals.shape[2])
     return np.asarray(flat[np.isfinite(flat).any(1)])
@@ -116,20 +156,20 @@ def _fit_table(residuals: ResidualArray, steps: np.ndarray) -> QuantileTable:
     spreads, growth = _fit_spreads(residuals)
     if len(residuals) >= MIN_RANK_WINDOWS:
         basis: Literal["ranks", "gaussian", "assumed"] = "ranks"
-        offsets = np.stack([_rank_offsets(residuals, spreads, int(step) - 1) for step in steps])
+        offsets = _widen_with_step(np.stack([_rank_offsets(residuals, spreads, int(step) - 1) for step in steps]))
     else:
         basis = "gaussian" if len(residuals) else "assumed"
         offsets = (
-            _STD_OVER_MEAN_ABS_DEVIATION
+            STD_OVER_MEAN_ABS_DEVIATION
             * spreads[steps - 1, None]
             * _student_t_quantiles(TABLE_LEVELS, windows=len(residuals))
         )
     return QuantileTable(
         basis=basis,
         windows=len(residuals),
-        growth=_round_significant(growth),
-        spreads=tuple(_round_significant(spread) for spread in spreads[steps - 1]),
-        offsets=tuple(tuple(_round_significant(offset) for offset in row) for row in offsets),
+        growth=round_significant(growth),
+        spreads=tuple(round_significant(spread) for spread in spreads[steps - 1]),
+        offsets=tuple(tuple(round_significant(offset) for offset in row) for row in offsets),
     )
 
 
@@ -167,11 +207,40 @@ def _rank_offsets(
             break
     unit = np.where(spreads > 0, spreads, 1.0)
     pooled = np.sort((residuals[:, neighbours] * (unit[step_index] / unit[neighbours]))[present[:, neighbours]])
-    window_count = int(present[:, neighbours].any(1).sum())
+    return rank_quantiles(pooled, int(present[:, neighbours].any(1).sum()))
+
+
+def rank_quantiles(pooled: Float64[np.ndarray, "_"], window_count: int) -> Float64[np.ndarray, "level"]:
+    """Returns the quantiles of sorted residuals at `TABLE_LEVELS`, each tail by its ranks."""
     levels = np.array(TABLE_LEVELS)
     above = _upper_quantiles(pooled, window_count, np.maximum(levels, 0.5))
     below = -_upper_quantiles(-pooled[::-1], window_count, np.maximum(1 - levels, 0.5))
     return np.select([levels > 0.5, levels < 0.5], [above, below], (above + below) / 2)
+
+
+def _widen_with_step(offsets: Float64[np.ndarray, "step level"]) -> Float64[np.ndarray, "step level"]:
+    """Returns the offsets, with distances from the median that never shrink with the step."""
+    middle = offsets[:, [TABLE_LEVELS.index(0.5)]]
+    upper = np.array(TABLE_LEVELS) > 0.5
+    distances = np.where(upper, offsets - middle, middle - offsets)
+    return np.asarray(middle + np.where(upper, 1.0, -1.0) * _isotonic(distances))
+
+
+def _isotonic(values: Float64[np.ndarray, "step column"]) -> Float64[np.ndarray, "step column"]:
+    """Returns the non-decreasing columns nearest in squares, by pooling adjacent violators (Barlow et al. 1972, 1.2)."""
+    violating = np.flatnonzero((np.diff(values, axis=0) < 0).any(axis=0))
+    result = values.copy()
+    for column in violating:
+        pools: list[tuple[float, int]] = []  # mean and length
+        for value in values[:, column].tolist():
+            mean, length = value, 1
+            while pools and pools[-1][0] > mean:
+                earlier, earlier_length = pools.pop()
+                mean = (earlier * earlier_length + mean * length) / (earlier_length + length)
+                length += earlier_length
+            pools.append((mean, length))
+        result[:, column] = np.concatenate([np.full(length, mean) for mean, length in pools])
+    return result
 
 
 def _upper_quantiles(
@@ -205,7 +274,7 @@ def _fit_factors(
     The logarithm of a window's spread is modelled as the sum of a series term and a window term. The ratio of their variances
     is the weight of the prior in windows (empirical Bayes by the method of moments).
     """
-    spreads, _ = _fit_spreads(_flatten_windows(residuals))
+    spreads, _ = _fit_spreads(flatten_windows(residuals))
     sizes = nanmean(np.abs(residuals) / np.where(spreads > 0, spreads, 1.0), axis=2)
     logs = np.log(np.where(sizes > 0, sizes, np.nan))
     counts = np.isfinite(logs).sum(1)
@@ -225,6 +294,6 @@ def _fit_factors(
     return np.exp(totals / (counts + prior)), np.exp(other_totals / np.maximum(other_counts + prior, 1e-12))
 
 
-def _round_significant(number: float) -> float:
+def round_significant(number: float) -> float:
     """Rounds to six significant digits, more than the precision of any calibration."""
     return float(f"{number:.6g}")

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from forecaster.data.profile import compute_profile
-from forecaster.intervals.adaptive import AdaptiveState
+from forecaster.intervals.adaptive import AdaptiveState, normal_quantiles
 from forecaster.ledger.records import (
+    INTERVAL_LEVELS,
     RECORDED_LEVELS,
     ForecastRecord,
     ModelIdentity,
@@ -103,21 +104,29 @@ def _interval_group(series: Series, column: str | None) -> str | None:
 def _calibrated_quantiles(
     predictor: Any, series: Sequence[Series], forecasts: Sequence[Forecast], adaptive_state: AdaptiveState | None
 ) -> tuple[list[dict[float, list[float]]], list[list[float]]]:
-    """Returns the quantiles of RECORDED_LEVELS of each forecast, as they would be served, and the unit of a shift by step."""
-    calibration = predictor.fitted_model.calibration if isinstance(predictor, Predictor) else None
-    if calibration is None:
+    """Returns the quantiles of RECORDED_LEVELS of each forecast, as they would be served, and the unit of a shift by step.
+
+    A head computes quantiles together with its forecast, so the series are forecast again for them.
+    """
+    if not isinstance(predictor, Predictor) or not predictor.has_quantiles:
         return [{} for _ in series], [[] for _ in series]
-    horizon = len(forecasts[0].mean)
-    interval_scales, scales = (
-        np.nan_to_num(np.array([compute(item.y, item.history_summary) for item in series]))
-        for compute in (predictor.compute_interval_scale, predictor.compute_scale)
-    )
+    calibration, horizon = predictor.fitted_model.calibration, len(forecasts[0].mean)
+    if calibration is not None and calibration.unit == "history":
+        outcomes = predictor.add_quantiles(series, forecasts, RECORDED_LEVELS, adaptive_state)
+    else:
+        outcomes = predictor.forecast_batch(series, horizon, levels=RECORDED_LEVELS, adaptive_state=adaptive_state)
+    found = [outcome.quantiles if isinstance(outcome, Forecast) else {} for outcome in outcomes]
+    quantiles = [{level: values.tolist() for level, values in item.items()} for item in found]
+    if calibration is None:
+        return quantiles, [[] for _ in series]
+    if calibration.unit == "head":
+        low, high = INTERVAL_LEVELS[0.8]
+        spread = calibration.pool.spreads[0] / float(
+            np.ptp(normal_quantiles((low, high)))
+        )  # of scores, per unit of the data
+        return quantiles, [(spread * (item[high] - item[low])).tolist() if item else [] for item in found]
     groups = [predictor.interval_group(item) for item in series]
-    offsets = calibration.compute_offsets(
-        RECORDED_LEVELS, horizon=horizon, scales=interval_scales, groups=groups, adaptive_state=adaptive_state
-    )
-    quantiles = [
-        {level: (forecast.mean + forecast_offsets[:, column]).tolist() for column, level in enumerate(RECORDED_LEVELS)}
-        for forecast, forecast_offsets in zip(forecasts, offsets, strict=True)
-    ]
-    return quantiles, calibration.compute_spreads(horizon=horizon, scales=scales, groups=groups).tolist()
+    scales = predictor.compute_interval_scales([item.y for item in series], [item.history_summary for item in series])
+    is_constant = np.array([predictor.compute_scale(item.y, item.history_summary) == 0 for item in series])
+    units = calibration.compute_spreads(horizon=horizon, scales=np.where(is_constant, 0.0, scales), groups=groups)
+    return quantiles, units.tolist()

@@ -1,4 +1,4 @@
-"""Quantiles from the head of a model that was not calibrated, around the point forecasts of the same rollout."""
+"""Quantiles from the head of a model, as they are or recalibrated, around the point forecasts of the same rollout."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ import numpy as np
 
 from forecaster.engines.engine import Engine, find_quantile_engine
 from forecaster.errors import ForecasterError
+from forecaster.intervals.adaptive import AdaptiveState
+from forecaster.intervals.calibration import Calibration
+from forecaster.intervals.difficulty import measure_changes
+from forecaster.intervals.head import head_spreads
+from forecaster.intervals.normal_scores import compute_quantiles
 from forecaster.prediction.engine_choice import choose_engine
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.series import Forecast, Series
+from forecaster.series.history_summary import HistorySummary, history_scale
 from forecaster.shapes import Float64
 from forecaster.statistical.blend import list_statistical_components
 
@@ -20,9 +26,10 @@ MEDIAN = 0.5
 
 
 def has_head_quantiles(fitted_model: FittedModel | StoredModel, engine: Engine) -> bool:
-    """Whether quantiles come from the head: the model has one and no calibration, is no blend, and the engine computes them."""
+    """Whether quantiles come from the head: it has some, no other calibration and no blend, and the engine computes them."""
+    calibration = fitted_model.calibration
     return (
-        fitted_model.calibration is None
+        (calibration is None or calibration.unit == "head")
         and fitted_model.spec.head.kind == "quantile"
         and not list_statistical_components(fitted_model.blend_weights)
         and find_quantile_engine(engine) is not None
@@ -34,6 +41,62 @@ def has_quantiles(fitted_model: FittedModel | StoredModel) -> bool:
     if fitted_model.calibration is not None or fitted_model.spec.head.kind != "quantile":
         return fitted_model.calibration is not None
     return has_head_quantiles(fitted_model, choose_engine(fitted_model))
+
+
+def can_recalibrate(fitted_model: FittedModel | StoredModel) -> bool:
+    """Whether a calibration of the model is that of its head: it decodes blocks with quantiles, and is no blend.
+
+    The spread of other heads is what a small network learned from one panel. There it is less reliable than the errors of the
+    point forecasts (docs/experiments.md, "Intervals").
+    """
+    spec = fitted_model.spec
+    return (
+        spec.head.kind == "quantile"
+        and spec.decoder == "block"
+        and spec.scaling == "running"
+        and not list_statistical_components(fitted_model.blend_weights)
+    )
+
+
+def describe_changes(
+    histories: Sequence[Float64[np.ndarray, "_"]],
+    summaries: Sequence[HistorySummary | None] | None = None,
+    *,
+    season: int,
+) -> Float64[np.ndarray, "history change"]:
+    """Returns `measure_changes` of histories with, last, their `history_scale`."""
+    pairs = zip(histories, summaries or [None] * len(histories), strict=True)
+    scales = [history_scale(history, season, history_summary=summary) for history, summary in pairs]
+    return np.column_stack([measure_changes(histories, season=season), np.array(scales)])
+
+
+def recalibrate_offsets(
+    calibration: Calibration,
+    offsets: Float64[np.ndarray, "series horizon head_level"],
+    head_levels: Sequence[float],
+    levels: Sequence[float],
+    *,
+    changes: Float64[np.ndarray, "series change"] | None,
+    groups: Sequence[str | None],
+    adaptive_state: AdaptiveState | None = None,
+) -> Float64[np.ndarray, "series horizon level"]:
+    """Returns quantiles relative to the median, from those of the head relative to its median.
+
+    Args:
+        calibration: The calibration, whose unit is the head.
+        offsets: The quantiles of the head.
+        head_levels: Their levels, ascending; the median is one of them.
+        levels: The wanted levels.
+        changes: `measure_changes` of each history with, last, its `history_scale`; None if the calibration has no difficulty.
+        groups: The group of each series.
+        adaptive_state: Shifts from actuals since the calibration.
+    """
+    scores = calibration.compute_offsets(
+        levels, horizon=1, scales=np.ones(len(offsets)), groups=groups, adaptive_state=adaptive_state
+    )[:, 0]
+    if calibration.difficulty is not None and changes is not None and len(offsets):
+        offsets = offsets * calibration.difficulty.compute_factors(changes, head_spreads(offsets))[:, None, None]
+    return compute_quantiles(scores, offsets, head_levels)
 
 
 def with_median(levels: Sequence[float]) -> list[float]:

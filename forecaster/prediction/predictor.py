@@ -19,12 +19,15 @@ from forecaster.errors import BadStamp, ForecasterError
 from forecaster.frequency.timestamps import Timestamps
 from forecaster.installation import is_installed, require_package
 from forecaster.intervals.adaptive import AdaptiveState
+from forecaster.intervals.difficulty import count_recent_steps, measure_changes
 from forecaster.prediction.carry import required_steps, truncate_series
 from forecaster.prediction.engine_choice import choose_engine, choose_sampling_engine, combine_engines
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.head_quantiles import (
     attach_head_quantiles,
+    describe_changes,
     has_head_quantiles,
+    recalibrate_offsets,
     split_median,
     with_median,
 )
@@ -130,14 +133,14 @@ class Predictor:
         errors = self._validator.find_errors(series, horizon)
         valid = [item for item, error in zip(series, errors, strict=True) if error is None]
         if levels and self._has_head_quantiles:
-            rolled_out = self._predict(valid, horizon, levels=with_median(levels))
-            results = iter(self._complete_head_quantiles(valid, rolled_out, levels))
+            rolled_out = self._predict(valid, horizon, levels=self._head_levels(levels))
+            results = iter(self._complete_head_quantiles(valid, rolled_out, levels, adaptive_state))
             return [next(results) if error is None else error for error in errors]
         results = iter(
             self._complete_forecasts(valid, self._apply_blend(valid, self._forecast_valid_series(valid, horizon)))
         )
         outcomes: list[Forecast | ForecasterError] = [next(results) if error is None else error for error in errors]
-        return self._add_quantiles(series, outcomes, levels, adaptive_state) if levels else outcomes
+        return self.add_quantiles(series, outcomes, levels, adaptive_state) if levels else outcomes
 
     def sample_batch(
         self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first_path: int = 0
@@ -180,14 +183,16 @@ class Predictor:
         valid = [scenario for scenario, error in zip(scenarios, errors, strict=True) if error is None]
         if levels and self._has_head_quantiles:
             rolled_out = (
-                self._roll_out_scenarios(valid, horizon, levels=with_median(levels)) if valid else np.empty((0, 0))
+                self._roll_out_scenarios(valid, horizon, levels=self._head_levels(levels))
+                if valid
+                else np.empty((0, 0))
             )
-            results = iter(self._complete_head_quantiles(valid, rolled_out, levels) if valid else ())
+            results = iter(self._complete_head_quantiles(valid, rolled_out, levels, adaptive_state) if valid else ())
             return [next(results) if error is None else error for error in errors]
         forecasts = self._build_forecasts(valid, self._roll_out_scenarios(valid, horizon)) if valid else []
         results = iter(self._complete_forecasts(valid, self._apply_blend(valid, forecasts, shared_history=True)))
         outcomes: list[Forecast | ForecasterError] = [next(results) if error is None else error for error in errors]
-        return self._add_quantiles(scenarios, outcomes, levels, adaptive_state) if levels else outcomes
+        return self.add_quantiles(scenarios, outcomes, levels, adaptive_state) if levels else outcomes
 
     def sample_scenarios(
         self, scenarios: Sequence[Series], horizon: int, *, paths: int, seed: int, first_path: int = 0
@@ -215,6 +220,9 @@ class Predictor:
             season=season,
             is_blended=bool(list_statistical_components(self.fitted_model.blend_weights)),
         )
+        calibration = self.fitted_model.calibration
+        if calibration is not None and calibration.difficulty is not None:
+            kept_steps = max(kept_steps, count_recent_steps(season))
         if layout.reads == "window" or len(series) < kept_steps:
             return truncate_series(series, spec, kept_steps=kept_steps, season=season)
         has_states = series.history_summary is not None and bool(series.history_summary.rollout_states)
@@ -297,16 +305,20 @@ class Predictor:
         """Returns the horizon, rounded up to whole blocks."""
         return self.layout.round_up_horizon(horizon)
 
-    def _add_quantiles(
+    def add_quantiles(
         self,
         series: Sequence[Series],
         outcomes: Sequence[Forecast | ForecasterError],
         levels: Sequence[float],
         adaptive_state: AdaptiveState | None,
     ) -> list[Forecast | ForecasterError]:
-        """Returns the outcomes with calibrated quantiles around their means, in ascending order of level."""
+        """Returns the outcomes with calibrated quantiles around their means, in ascending order of level.
+
+        The calibration must be in units of the history, since those of a head need its own quantiles.
+        """
         calibration, sorted_levels = self.fitted_model.calibration, sorted(set(levels))
         assert calibration is not None, "the arguments were validated"
+        assert calibration.unit == "history", "a head adds its quantiles itself"
         results = list(outcomes)
         forecast_indices = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Forecast)]
         for first in range(0, len(forecast_indices), MAX_BATCH_ROWS):
@@ -315,10 +327,8 @@ class Predictor:
             offsets = calibration.compute_offsets(
                 sorted_levels,
                 horizon=len(forecasts[0].mean),
-                scales=np.nan_to_num(
-                    np.array(
-                        [self.compute_interval_scale(series[index].y, series[index].history_summary) for index in batch]
-                    )
+                scales=self.compute_interval_scales(
+                    [series[index].y for index in batch], [series[index].history_summary for index in batch]
                 ),
                 groups=[self.interval_group(series[index]) for index in batch],
                 adaptive_state=adaptive_state,
@@ -333,10 +343,24 @@ class Predictor:
         series: Sequence[Series],
         quantiles: Float64[np.ndarray, "series horizon level"],
         requested: Sequence[float],
+        adaptive_state: AdaptiveState | None,
     ) -> list[Forecast | ForecasterError]:
-        """Builds the forecasts of quantiles at the requested levels and the median, which is their mean."""
+        """Builds the forecasts with quantiles at the requested levels, from those at `_head_levels`."""
         levels = with_median(requested)
-        means, offsets = split_median(quantiles, levels)
+        means, offsets = split_median(quantiles, self._head_levels(requested))
+        calibration = self.fitted_model.calibration
+        if calibration is not None:
+            offsets = recalibrate_offsets(
+                calibration,
+                offsets,
+                self._head_levels(requested),
+                levels,
+                changes=self.measure_head_changes(
+                    [item.y for item in series], [item.history_summary for item in series]
+                ),
+                groups=[self.interval_group(item) for item in series],
+                adaptive_state=adaptive_state,
+            )
         outcomes = self._complete_forecasts(series, self._build_forecasts(series, means))
         return attach_head_quantiles(
             series,
@@ -346,6 +370,10 @@ class Predictor:
             requested,
             compute_error_size=lambda item: self.compute_interval_scale(item.y, item.history_summary),
         )
+
+    def _head_levels(self, requested: Sequence[float]) -> list[float]:
+        """Returns the levels at which the head is evaluated: those requested, or its own if it is recalibrated."""
+        return with_median(requested if self.fitted_model.calibration is None else self.fitted_model.spec.head.levels)
 
     def interval_group(self, series: Series) -> str | None:
         """Returns the group whose calibration a series uses; None, and groups without their own table, use that of all series."""
@@ -379,6 +407,34 @@ class Predictor:
         observed = history[~np.isnan(history)]
         last_value = float(observed[-1]) if len(observed) or history_summary is None else history_summary.last_value
         return _minimum_scale(last_value)
+
+    def compute_interval_scales(
+        self,
+        histories: Sequence[Float64[np.ndarray, "_"]],
+        summaries: Sequence[HistorySummary | None] | None = None,
+    ) -> Float64[np.ndarray, "history"]:
+        """Returns the units of the quantile offsets of histories, with their difficulty; 0 where nothing was observed."""
+        pairs = zip(histories, summaries or [None] * len(histories), strict=True)
+        scales = np.array([self.compute_interval_scale(*pair) for pair in pairs])
+        scales[np.isnan(scales)] = 0.0
+        calibration = self.fitted_model.calibration
+        if calibration is None or calibration.difficulty is None or not len(scales):
+            return scales
+        changes = measure_changes(histories, season=self.fitted_model.season)
+        has_changes = (changes > 0).any(axis=1)  # otherwise the scale is a minimum width, which has no difficulty
+        scales[has_changes] *= calibration.difficulty.compute_factors(changes, scales)[has_changes]
+        return scales
+
+    def measure_head_changes(
+        self,
+        histories: Sequence[Float64[np.ndarray, "_"]],
+        summaries: Sequence[HistorySummary | None] | None = None,
+    ) -> Float64[np.ndarray, "history change"] | None:
+        """Returns what the difficulty of a recalibrated head depends on; None if it has none."""
+        calibration = self.fitted_model.calibration
+        if calibration is None or calibration.difficulty is None:
+            return None
+        return describe_changes(histories, summaries, season=self.fitted_model.season)
 
     def _forecast_valid_series(self, series: Sequence[Series], horizon: int) -> list[Forecast | BadStamp]:
         """Forecasts valid series; the outcome is BadStamp where the timestamps of the forecast leave the calendar."""

@@ -14,7 +14,7 @@ from forecaster.data.split import hold_out
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import ForecastFunction, build_baselines
 from forecaster.evaluation.blend_weights import BlendWeights, fit_blend
-from forecaster.evaluation.calibration import calibrate_model
+from forecaster.evaluation.calibration import calibrate_model, choose_untrained_windows
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.registry.registry import CHALLENGER
@@ -182,6 +182,8 @@ def _calibrate_and_blend(
         model, blend_weights = fit_blend(fitted.model, panel, windows=windows, stride=stride, progress=progress)
         _log.info("blend: %s", format_blend_weights(blend_weights.weights))
     else:
+        if not spec.training.steps:
+            windows, stride = choose_untrained_windows(panel, horizon=spec.horizon)
         model = calibrate_model(fitted.model, panel, windows=windows, stride=stride, progress=progress)
     return fitted._replace(model=model), blend_weights
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from forecaster.bundle.artifact import load_predictor, save_bundle
+from forecaster.bundle.pretrained.base import specialize_base
+from forecaster.data.split import hold_out
 from forecaster.engines.engine import EnsembleEngine
 from forecaster.engines.pytorch import PyTorchEngine
 from forecaster.engines.running.engine import RunningEngine
 from forecaster.errors import LevelOutOfRange
-from forecaster.evaluation.calibration import calibrate_model
+from forecaster.evaluation.backtest import backtest
+from forecaster.evaluation.calibration import calibrate_model, interval_coverage
+from forecaster.intervals.adaptive import AdaptiveState
 from forecaster.prediction.engine_choice import choose_engine
 from forecaster.prediction.fitted_model import FittedModel
 from forecaster.prediction.predictor import Predictor
@@ -106,20 +112,97 @@ def test_after_a_divergence_the_quantiles_surround_the_fallback() -> None:
     assert np.isfinite(offsets).all()
 
 
-def test_a_calibrated_model_keeps_its_calibration() -> None:
-    model = make_model()
-    panel = make_panel(make_wave(80), make_wave(70, seed=1))
-    calibrated = calibrate_model(model, panel, windows=2)
+def test_a_calibrated_model_of_another_decoder_has_the_quantiles_of_its_errors() -> None:
+    model = make_model(decoder="direct", block_steps=None)
+    calibrated = calibrate_model(model, make_panel(make_wave(80), make_wave(70, seed=1)), windows=2)
     predictor = Predictor(calibrated)
     assert predictor.has_quantiles
+    assert calibrated.calibration is not None
+    assert calibrated.calibration.unit == "history"
     result = forecast(predictor, make_wave(40))
-    offsets = predictor.fitted_model.calibration.compute_offsets(  # type: ignore[union-attr]
-        [0.1, 0.75, 0.9],
-        horizon=HORIZON,
-        scales=np.array([predictor.compute_interval_scale(make_wave(40))]),
-        groups=[None],
+    offsets = calibrated.calibration.compute_offsets(
+        [0.1, 0.75, 0.9], horizon=HORIZON, scales=predictor.compute_interval_scales([make_wave(40)]), groups=[None]
     )
     np.testing.assert_allclose(result.quantiles[0.9], result.mean + offsets[0, :, 2])
+
+
+def recalibrate(model: FittedModel, *, windows: int = 4, series: int = 12) -> FittedModel:
+    panel = make_panel(*(make_wave(80, seed=seed) for seed in range(series)))
+    return calibrate_model(model, panel, windows=windows, stride=4)
+
+
+def test_a_calibrated_block_decoder_widens_the_quantiles_of_its_head() -> None:
+    model = make_model()
+    calibrated = recalibrate(model)
+    assert calibrated.calibration is not None
+    assert calibrated.calibration.unit == "head"
+    assert calibrated.calibration.pool.windows == 48
+    raw, result = (forecast(Predictor(item), make_wave(40)) for item in (model, calibrated))
+    assert np.array_equal(raw.mean, result.mean)
+    ratios = (result.quantiles[0.9] - result.mean) / (raw.quantiles[0.9] - raw.mean)
+    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-6)  # one factor for all steps
+    assert not np.allclose(ratios, 1.0, rtol=0.02)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("differences", [-1, 2])
+def test_the_pretrained_network_covers_better_when_recalibrated(differences: int) -> None:
+    rng, count, steps = np.random.default_rng(0), 150, 130
+    noise = rng.standard_normal((count, steps + 1))
+    values = np.diff(noise, axis=1) if differences < 0 else noise.cumsum(axis=1).cumsum(axis=1)
+    panel = make_panel(*values)
+    model = specialize_base(panel.freq, horizon=HORIZON, season=1).to_fitted_model()
+    windows = 4
+    calibrated = calibrate_model(model, hold_out(panel, windows * HORIZON).history, windows=5)
+    coverage = []
+    for item in (model, calibrated):
+        result = backtest(panel, {"base": Predictor(item)}, horizon=HORIZON, windows=windows, season=1)
+        coverage.append(interval_coverage(item, result, "base", intervals=[0.8])[0.8])
+    assert abs(coverage[0] - 0.8) > 0.04, "otherwise the test shows nothing"
+    assert coverage[1] == pytest.approx(0.8, abs=0.025)
+
+
+def test_recalibrated_quantiles_are_those_of_any_batch_horizon_level_list_scenario_and_state() -> None:
+    predictor, y = Predictor(recalibrate(make_model())), make_wave(40)
+    expected = forecast(predictor, y)
+    alone = predictor.forecast(make_series(y), 5, levels=(0.9,))
+    np.testing.assert_allclose(alone.quantiles[0.9], expected.quantiles[0.9][:5], rtol=1e-9)
+    batch = predictor.forecast_batch([make_series(make_wave(60, seed=3)), make_series(y)], HORIZON, levels=LEVELS)[1]
+    scenario = predictor.forecast_scenarios([make_series(y), make_series(y)], HORIZON, levels=LEVELS)[1]
+    truncated = predictor.forecast(predictor.truncate_history(make_series(y)), HORIZON, levels=LEVELS)
+    for outcome in (batch, scenario, truncated):
+        assert isinstance(outcome, Forecast)
+        for level, values in expected.quantiles.items():
+            np.testing.assert_allclose(outcome.quantiles[level], values, rtol=1e-5)
+
+
+def test_a_shift_from_actuals_moves_recalibrated_quantiles() -> None:
+    predictor = Predictor(recalibrate(make_model()))
+    plain = predictor.forecast(make_series(make_wave(40)), HORIZON, levels=(0.9,))
+    shifted = predictor.forecast_batch(
+        [make_series(make_wave(40))], HORIZON, levels=(0.9,), adaptive_state=AdaptiveState(shifts=((0.9, 1.0),))
+    )[0]
+    assert isinstance(shifted, Forecast)
+    assert (shifted.quantiles[0.9] > plain.quantiles[0.9]).all()
+
+
+def test_too_few_windows_leave_the_quantiles_of_the_head() -> None:
+    model = make_model()
+    calibrated = recalibrate(model, windows=1, series=3)
+    assert calibrated.calibration is not None
+    assert calibrated.calibration.pool.basis == "gaussian"
+    raw, result = (forecast(Predictor(item), make_wave(40)) for item in (model, calibrated))
+    for level in (0.1, 0.9):  # levels of the head
+        np.testing.assert_allclose(result.quantiles[level], raw.quantiles[level], rtol=1e-4)
+
+
+def test_a_recalibrated_model_survives_its_bundle(tmp_path: Path) -> None:
+    model = recalibrate(make_model())
+    save_bundle(model, tmp_path / "bundle", card="")
+    loaded = load_predictor(tmp_path / "bundle")
+    expected = forecast(Predictor(model), make_wave(40))
+    for level, values in forecast(loaded, make_wave(40)).quantiles.items():
+        np.testing.assert_allclose(values, expected.quantiles[level], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
