@@ -145,12 +145,11 @@ def test_a_calibrated_block_decoder_widens_the_quantiles_of_its_head() -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("differences", [-1, 2])
-def test_the_pretrained_network_covers_better_when_recalibrated(differences: int) -> None:
-    rng, count, steps = np.random.default_rng(0), 150, 130
-    noise = rng.standard_normal((count, steps + 1))
-    values = np.diff(noise, axis=1) if differences < 0 else noise.cumsum(axis=1).cumsum(axis=1)
-    panel = make_panel(*values)
+def test_the_pretrained_network_covers_better_when_recalibrated() -> None:
+    noise = np.random.default_rng(0).standard_normal((150, 131))
+    panel = make_panel(
+        *np.diff(noise, axis=1)
+    )  # rare in what it was trained on: each change is half reversed by the next
     model = specialize_base(panel.freq, horizon=HORIZON, season=1).to_fitted_model()
     windows = 4
     calibrated = calibrate_model(model, hold_out(panel, windows * HORIZON).history, windows=5)
