@@ -28,12 +28,17 @@ import numpy as np
 import pandas as pd
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))
+import quantiles
+
 from forecaster.data.frames.panel import to_panel
 from forecaster.data.split import hold_out
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import ForecastFunction, seasonal_naive
 from forecaster.evaluation.blend_weights import fit_blend
-from forecaster.prediction.predictor import Predictor
+from forecaster.evaluation.calibration import add_quantiles, calibrate_model, choose_untrained_windows
+from forecaster.evaluation.scores import SCORED_LEVELS
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.storage import atomic
@@ -110,6 +115,7 @@ OTHER_SETS = {
         published={"seasonal naive": 1.865, "DeepAR": 0.535, "xLSTM-Mixer": 0.313},
     ),
 }
+OTHER_SETS["car_parts"] = BenchmarkSet("car_parts_with_missing.parquet", "MS", 12, 12)
 ETTH1_MEAN_TARGET = (0.397, 0.420)  # the result of xLSTM-Mixer
 ETTH1_PUBLISHED = {
     96: {"SegRNN": (0.351, 0.392), "PatchTST": (0.375, 0.404), "DeepAR": (1.097, 0.803)},
@@ -161,7 +167,9 @@ def main() -> None:
             cache_file = CACHE_FOLDER / f"{cache_prefix(name, folder, options.members)}{seed}.json"
             if cache_file.exists():
                 continue
-            result = measure_set(name, folder, seed=seed, members=options.members)
+            result, backtest_quantiles = measure_set(name, folder, seed=seed, members=options.members)
+            if backtest_quantiles is not None:
+                quantiles.save(backtest_quantiles, f"{name}-ours-{seed}")
             atomic.write_text(cache_file, json.dumps(result._asdict(), indent=1))
             scores = ", ".join(f"{key} {value:.3f}" for key, value in result.scores[NETWORK].items())
             print(f"{name}, seed {seed}: {scores} ({result.seconds:.0f} s)", flush=True)
@@ -177,7 +185,9 @@ def cache_prefix(name: str, folder: Path, members: int) -> str:
     return f"{name}-{members}-{hashlib.sha256(''.join(candidates).encode()).hexdigest()[:8]}-"
 
 
-def measure_set(name: str, folder: Path, *, seed: int, members: int) -> AccuracyResult:
+def measure_set(
+    name: str, folder: Path, *, seed: int, members: int
+) -> tuple[AccuracyResult, quantiles.Quantiles | None]:
     """Trains on the data before the test windows and evaluates on the test windows."""
     dataset = SETS[name]
     panel = load_panel(dataset, folder)
@@ -188,13 +198,15 @@ def measure_set(name: str, folder: Path, *, seed: int, members: int) -> Accuracy
     started = time.monotonic()
     spec = select_on_validation(train, candidate_specs(name, train, seed=seed, members=members), accelerator="cpu").spec
     fitted = fit(train, spec, accelerator="cpu")
+    calibrated = calibrate_network(fitted.model, train)
     if spec.blend:
         blend = fit_blend(fitted.model, train, windows=spec.training.valid_windows, stride=spec.training.valid_stride)
         fitted = fitted._replace(model=blend.model)
     final_model = refit(train, fitted, accelerator="cpu") if spec.training.refit else fitted.model
     seconds = time.monotonic() - started
+    network = replace(final_model, blend_weights={}, calibration=calibrated.calibration)
     predictors: dict[str, ForecastFunction | Predictor] = {
-        NETWORK: Predictor(replace(final_model, blend_weights={})),
+        NETWORK: Predictor(network),
         "seasonal naive": seasonal_naive(naive_season(name)),
     }
     if spec.blend:
@@ -208,12 +220,24 @@ def measure_set(name: str, folder: Path, *, seed: int, members: int) -> Accuracy
         min_history=2,
         stride=dataset.stride,
     )
-    return AccuracyResult(
+    has_quantiles = not name.startswith("ETT")  # nobody published quantile losses of its protocol
+    if has_quantiles:
+        result = add_quantiles(result, {NETWORK: network}, levels=SCORED_LEVELS)
+    accuracy = AccuracyResult(
         {model: compute_scores(result, model) for model in predictors},
         seconds,
         spec.model_dump(mode="json", exclude_defaults=True),
         dict(final_model.blend_weights),
     )
+    return accuracy, quantiles.from_backtest(result, NETWORK) if has_quantiles else None
+
+
+def calibrate_network(model: FittedModel, train: Panel) -> FittedModel:
+    """Returns the network with intervals from its validation windows, or from half of the histories if it was not trained."""
+    windows, stride = model.spec.training.valid_windows, model.spec.training.valid_stride
+    if not model.spec.training.steps:
+        windows, stride = choose_untrained_windows(train, horizon=model.spec.horizon)
+    return calibrate_model(model, train, windows=windows, stride=stride)
 
 
 def candidate_specs(name: str, train: Panel, *, seed: int, members: int) -> list[Spec]:

@@ -179,6 +179,7 @@ class Forecaster:
         *,
         level: Levels = None,
         quantiles: Levels = None,
+        joint: bool = False,
         num_samples: int | None = None,
         seed: int = 0,
     ) -> Any:
@@ -194,13 +195,14 @@ class Forecaster:
             X_df: The future of the covariates, after the histories: id, timestamp and one column each.
             level: Prediction intervals in percent: 80 gives `forecaster-lo-80` and `forecaster-hi-80`.
             quantiles: Quantiles between 0 and 1: 0.1 gives `forecaster-q-0.1`.
+            joint: Whether intervals hold the whole path of actuals with their probability, rather than each step by itself.
             num_samples: Sample paths, as columns `forecaster-sample-0` and so on; the head must be a distribution.
             seed: Seed of the sample paths.
         Returns:
             A frame of the same library with the columns `unique_id, ds, forecaster` and the requested ones; one row per step.
         Raises:
             InputError: There is no model, no histories, or `X_df` does not belong to them.
-            LevelOutOfRange: `level` or `quantiles` are out of range, or the model is not calibrated.
+            LevelOutOfRange: `level` or `quantiles` are out of range, or the model is not calibrated, or has no `joint` intervals.
             BadSpec: Sample paths of a model without a distribution.
         """
         model, columns = self.model, plan_quantile_columns(level, quantiles)
@@ -210,7 +212,7 @@ class Forecaster:
         panel, style, ignored = self._read_histories(df, X_df)
         predictor = self._get_predictor(panel)
         steps = int(horizon or predictor.fitted_model.spec.horizon)
-        outcomes = predictor.forecast_batch(panel.series, steps, levels=sorted(set(columns.values())))
+        outcomes = predictor.forecast_batch(panel.series, steps, levels=sorted(set(columns.values())), joint=joint)
         forecasts, messages = collect_forecasts(panel, outcomes)
         self._warnings = [*((forecast.id, message) for forecast in forecasts for message in ignored), *messages], style
         paths: list[np.ndarray] = []

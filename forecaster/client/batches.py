@@ -42,12 +42,14 @@ class ForecastQuery(NamedTuple):
         levels: Levels of the quantiles.
         timeout_s: How long to wait for a response; the service gives up after the same time.
         season: Steps of a season; None: the model's, or the usual one of the frequency.
+        joint: Whether the quantiles bound whole paths.
     """
 
     horizon: int
     levels: tuple[float, ...]
     timeout_s: float
     season: int | None = None
+    joint: bool = False
 
 
 class FrameQuery(NamedTuple):
@@ -60,6 +62,7 @@ class FrameQuery(NamedTuple):
     zone: str | None
     timeout_s: float
     season: int | None = None
+    joint: bool = False
 
 
 class ServiceOutcomes(NamedTuple):
@@ -106,6 +109,7 @@ def forecast_frame(frame: pd.DataFrame, query: FrameQuery, retry_policy: RetryPo
         query.levels,
         query.timeout_s,
         query.season,
+        query.joint,
     )
     outcomes = yield from _send_batches(panel.series, batch_query, retry_policy)
     return _collect_result(panel, outcomes, query.levels)
@@ -236,6 +240,8 @@ def _encode_request(series: Sequence[Series], query: ForecastQuery) -> bytes:
     """Encodes a ForecastRequest."""
     request = {"series": [_encode_series(item, query) for item in series], "horizon": query.horizon}
     request |= {"levels": list(query.levels), "deadline_ms": max(1, int(query.timeout_s * 1000))}
+    if query.joint:  # services of earlier versions refuse the field
+        request["joint"] = True
     try:
         return json.dumps(request, allow_nan=False).encode()
     except ValueError as error:  # `_encode_numbers` replaced NaN

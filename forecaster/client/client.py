@@ -96,6 +96,7 @@ class Client:
         columns: ColumnNames | None = None,
         zone: str | None = None,
         season: int | None = None,
+        joint: bool = False,
     ) -> pd.DataFrame:
         """Forecasts a long frame `unique_id, ds, y`, as `unique_id, ds, mean` and a column for each level ("0.1").
 
@@ -111,13 +112,16 @@ class Client:
             columns: The names of the columns, if not `unique_id, ds, y`.
             zone: The time zone of timestamps that have none.
             season: Steps of a season, for the pretrained network; by default the usual one of the frequency.
+            joint: Whether the quantiles bound whole paths rather than single steps.
         Raises:
             InputError (subclasses): the frame is invalid.
             SeriesRefused: a series has no forecast; it holds the error of each such series.
             ServiceError (subclasses): the service rejected the whole request, with its code, message, location and request id, or
                 is unreachable.
         """
-        result = self.forecast_partial(frame, horizon, levels, freq=freq, columns=columns, zone=zone, season=season)
+        result = self.forecast_partial(
+            frame, horizon, levels, freq=freq, columns=columns, zone=zone, season=season, joint=joint
+        )
         return raise_for_errors(result).table
 
     def forecast_partial(
@@ -130,17 +134,20 @@ class Client:
         columns: ColumnNames | None = None,
         zone: str | None = None,
         season: int | None = None,
+        joint: bool = False,
     ) -> FrameForecast:
         """Forecasts a frame as `forecast` does, and returns the errors of single series beside the forecasts of the others."""
-        query = FrameQuery(horizon, tuple(levels), freq, columns, zone, self._timeout, season)
+        query = FrameQuery(horizon, tuple(levels), freq, columns, zone, self._timeout, season, joint)
         return self._drive(forecast_frame(frame, query, self._retry_policy))
 
     def forecast_batch(
-        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), joint: bool = False
     ) -> ServiceOutcomes:
         """Returns one outcome for each series of one frequency, in order, as `Predictor.forecast_batch`, and the model."""
         return self._drive(
-            forecast_batch(series, ForecastQuery(horizon, tuple(levels), self._timeout), self._retry_policy)
+            forecast_batch(
+                series, ForecastQuery(horizon, tuple(levels), self._timeout, joint=joint), self._retry_policy
+            )
         )
 
     def get_model(self) -> dict[str, Any]:
@@ -224,10 +231,11 @@ class AsyncClient:
         columns: ColumnNames | None = None,
         zone: str | None = None,
         season: int | None = None,
+        joint: bool = False,
     ) -> pd.DataFrame:
         """See `Client.forecast`."""
         result = await self.forecast_partial(
-            frame, horizon, levels, freq=freq, columns=columns, zone=zone, season=season
+            frame, horizon, levels, freq=freq, columns=columns, zone=zone, season=season, joint=joint
         )
         return raise_for_errors(result).table
 
@@ -241,17 +249,20 @@ class AsyncClient:
         columns: ColumnNames | None = None,
         zone: str | None = None,
         season: int | None = None,
+        joint: bool = False,
     ) -> FrameForecast:
         """See `Client.forecast_partial`."""
-        query = FrameQuery(horizon, tuple(levels), freq, columns, zone, self._timeout, season)
+        query = FrameQuery(horizon, tuple(levels), freq, columns, zone, self._timeout, season, joint)
         return await self._drive(forecast_frame(frame, query, self._retry_policy))
 
     async def forecast_batch(
-        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), joint: bool = False
     ) -> ServiceOutcomes:
         """See `Client.forecast_batch`."""
         return await self._drive(
-            forecast_batch(series, ForecastQuery(horizon, tuple(levels), self._timeout), self._retry_policy)
+            forecast_batch(
+                series, ForecastQuery(horizon, tuple(levels), self._timeout, joint=joint), self._retry_policy
+            )
         )
 
     async def get_model(self) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
+from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError, LevelOutOfRange
 from forecaster.intervals.adaptive import AdaptiveState, normal_quantiles
 from forecaster.intervals.difficulty import Difficulty
+from forecaster.intervals.joint import JointTable
 from forecaster.shapes import Float64
 from forecaster.spec import StepCount
 
@@ -63,6 +64,7 @@ class Calibration(_StrictModel):
         unit: What the offsets are in units of: the scale of the history, or the head, whose quantiles are recalibrated. Then the
             offsets are normal scores of the head, and the same at every step.
         difficulty: The factors of scales, or of a head's spread, by the latest changes of a history; None if it has no effect.
+        joint: How far bands of whole paths are wider; None if there were too few windows.
     """
 
     steps: tuple[StepCount, ...] = Field(min_length=1)
@@ -74,6 +76,7 @@ class Calibration(_StrictModel):
     )
     unit: Literal["history", "head"] = "history"
     difficulty: Difficulty | None = None
+    joint: JointTable | None = None
 
     @classmethod
     def from_json(cls, content: bytes | str) -> Calibration:
@@ -133,6 +136,16 @@ class Calibration(_StrictModel):
         }
         unit_offsets = next(iter(units.values())) if len(units) == 1 else np.stack([units[name] for name in names])
         return np.asarray(widths[:, None, None] * unit_offsets)
+
+    def widen_levels(self, levels: Sequence[float], *, horizon: int) -> list[float]:
+        """Returns the levels whose quantiles bound whole paths with the probability of `levels`; raises LevelOutOfRange."""
+        if self.joint is None:
+            raise LevelOutOfRange(
+                "Expected a model that was calibrated on at least 20 windows, for bands of whole paths; found one without such "
+                "bands. Train it again on more data, or request intervals of single steps.",
+                where="joint",
+            )
+        return [self.joint.widen(level, horizon=horizon) for level in levels]
 
     def compute_spreads(
         self,

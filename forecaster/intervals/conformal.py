@@ -15,6 +15,7 @@ import numpy as np
 from forecaster.intervals.adaptive import normal_quantiles
 from forecaster.intervals.calibration import MAX_FACTORS, MAX_GROUPS, Calibration, QuantileTable
 from forecaster.intervals.difficulty import Difficulty, fit_difficulty
+from forecaster.intervals.joint import fit_joint_table, scores_under_table
 from forecaster.metrics import nanmean
 from forecaster.shapes import Bool, Float64
 
@@ -90,13 +91,16 @@ def calibrate(
         residuals[rows_with_factors] /= held_out[rows_with_factors, :, None]
     rows_by_group = rows_of_large_groups(residuals, groups)
     steps = _select_steps(errors.shape[2], table_count=1 + len(rows_by_group))
+    pool = _fit_table(flatten_windows(residuals), steps)
+    paths = flatten_windows(residuals)[:, steps - 1]
     return Calibration(
         steps=tuple(int(step) for step in steps),
         levels=TABLE_LEVELS,
-        pool=_fit_table(flatten_windows(residuals), steps),
+        pool=pool,
         groups={group: _fit_table(flatten_windows(residuals[rows]), steps) for group, rows in rows_by_group.items()},
         factors=factors,
         difficulty=difficulty,
+        joint=fit_joint_table(scores_under_table(paths, np.array(pool.offsets), TABLE_LEVELS), steps.tolist()),
     )
 
 

@@ -24,6 +24,7 @@ from forecaster.intervals.conformal import (
     rows_of_large_groups,
     window_factors,
 )
+from forecaster.intervals.joint import fit_joint_table, scores_under_table
 from forecaster.intervals.normal_scores import compute_scores
 from forecaster.shapes import Float64
 
@@ -64,16 +65,19 @@ def recalibrate_head(
     windows = int(np.isfinite(scores).any(axis=(0, 2)).sum())
     origins = 1 + (1 - overlap) * (windows - 1)
     prior = PRIOR_ORIGINS / (origins + PRIOR_ORIGINS)
+    pool, paths = _fit_score_table(flatten_windows(scores), prior), flatten_windows(scores)
+    under_pool = scores_under_table(paths, np.repeat(np.array(pool.offsets), paths.shape[1], axis=0), TABLE_LEVELS)
     return Calibration(
         steps=(1,),
         levels=TABLE_LEVELS,
-        pool=_fit_score_table(flatten_windows(scores), prior),
+        pool=pool,
         groups={
             group: _fit_score_table(flatten_windows(scores[rows]), prior)
             for group, rows in rows_of_large_groups(scores, groups).items()
         },
         unit="head",
         difficulty=difficulty,
+        joint=fit_joint_table(under_pool, range(1, paths.shape[1] + 1)),
     )
 
 

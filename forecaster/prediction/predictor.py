@@ -32,6 +32,7 @@ from forecaster.prediction.head_quantiles import (
     with_median,
 )
 from forecaster.prediction.input_warnings import InputInspector
+from forecaster.prediction.joint_bands import forecast_joint_bands
 from forecaster.prediction.rollout_input import RolloutInputBuilder
 from forecaster.prediction.validation import InputValidator
 from forecaster.series import Forecast, Series
@@ -102,9 +103,9 @@ class Predictor:
     def _sampling_engine(self) -> Engine:
         return choose_sampling_engine(self.fitted_model, self.engine, device=self.device)
 
-    def forecast(self, series: Series, horizon: int, *, levels: Sequence[float] = ()) -> Forecast:
+    def forecast(self, series: Series, horizon: int, *, levels: Sequence[float] = (), joint: bool = False) -> Forecast:
         """Forecasts one series; raises the error of an invalid series."""
-        outcome = self.forecast_batch([series], horizon, levels=levels)[0]
+        outcome = self.forecast_batch([series], horizon, levels=levels, joint=joint)[0]
         if isinstance(outcome, ForecasterError):
             raise outcome
         return outcome
@@ -115,6 +116,7 @@ class Predictor:
         horizon: int,
         *,
         levels: Sequence[float] = (),
+        joint: bool = False,
         adaptive_state: AdaptiveState | None = None,
     ) -> list[Forecast | ForecasterError]:
         """Forecasts each series; returns one outcome per series, in order. An invalid series does not affect the others.
@@ -124,12 +126,23 @@ class Predictor:
             horizon: Steps ahead.
             levels: The levels of the quantiles to return with the point forecast: 0.1 and 0.9 bound an 80 % interval. They are
                 those of the calibration or, without one, of the head.
+            joint: Whether the quantiles bound whole paths rather than single steps: the actuals of all steps together lie between
+                those of 0.1 and 0.9 with a probability of 80 %.
             adaptive_state: Shifts of the quantiles from actuals since the calibration.
         Raises:
             HorizonOutOfRange: `horizon` is below one.
-            LevelOutOfRange: A level is not between 0 and 1, or the model has no quantiles.
+            LevelOutOfRange: A level is not between 0 and 1, or the model has no quantiles, or no bands of whole paths.
         """
         self._validator.validate_arguments(horizon, levels)
+        if joint and levels:
+            return forecast_joint_bands(
+                self.fitted_model.calibration,
+                levels,
+                horizon=horizon,
+                forecast=lambda widened: self.forecast_batch(
+                    series, horizon, levels=widened, adaptive_state=adaptive_state
+                ),
+            )
         errors = self._validator.find_errors(series, horizon)
         valid = [item for item, error in zip(series, errors, strict=True) if error is None]
         if levels and self._has_head_quantiles:
@@ -168,6 +181,7 @@ class Predictor:
         horizon: int,
         *,
         levels: Sequence[float] = (),
+        joint: bool = False,
         adaptive_state: AdaptiveState | None = None,
     ) -> list[Forecast | ForecasterError]:
         """Forecasts one history with several futures of its covariates. The history is read once for all scenarios.
@@ -176,9 +190,19 @@ class Predictor:
             scenarios: The same history, one series per scenario; they differ only in the covariates after the history.
             horizon: Steps ahead.
             levels: As in `forecast_batch`, which returns the same forecast for each scenario.
+            joint: As in `forecast_batch`.
             adaptive_state: As in `forecast_batch`.
         """
         self._validator.validate_arguments(horizon, levels)
+        if joint and levels:
+            return forecast_joint_bands(
+                self.fitted_model.calibration,
+                levels,
+                horizon=horizon,
+                forecast=lambda widened: self.forecast_scenarios(
+                    scenarios, horizon, levels=widened, adaptive_state=adaptive_state
+                ),
+            )
         errors = self._validator.find_scenario_errors(scenarios, horizon)
         valid = [scenario for scenario, error in zip(scenarios, errors, strict=True) if error is None]
         if levels and self._has_head_quantiles:

@@ -28,6 +28,13 @@ _ROOT_OPTIONS, _DATA_OPTIONS, _SEASON_OPTIONS = RootOptions(), DataOptions(), Se
 _MAX_MESSAGES = 10  # errors of single series that are reported individually
 
 
+class _Levels(NamedTuple):
+    """The levels of quantiles, and whether they bound whole paths."""
+
+    values: tuple[float, ...]
+    joint: bool
+
+
 class _ForecastResult(NamedTuple):
     """The outcomes of a model for the series of a panel."""
 
@@ -43,6 +50,7 @@ def forecast(
     url: str | None = None,
     horizon: int | None = None,
     levels: Annotated[tuple[float, ...], Parameter(negative="", show_default=False)] = (),
+    joint: Annotated[bool, Parameter(negative="")] = False,
     out: Path | None = None,
     plot: Path | None = None,
     data_options: DataOptions = _DATA_OPTIONS,
@@ -65,6 +73,8 @@ def forecast(
         Steps ahead; by default the model's horizon, of the pretrained network the usual one of the frequency.
     levels
         The level of a quantile; may be repeated: `--levels 0.1 --levels 0.9` are the bounds of an 80 % interval.
+    joint
+        Whether the quantiles bound whole paths: all steps together lie between those of 0.1 and 0.9 with 80 %.
     out
         File for the table (CSV or Parquet); by default CSV is printed.
     plot
@@ -93,10 +103,10 @@ def forecast(
     if url is None:
         folder = BASE_FOLDER if model is None else resolve_bundle(model, root_options)
         season_options.validate([folder])
-        result = _forecast_locally(folder, data, horizon, levels, data_options, season_options)
+        result = _forecast_locally(folder, data, horizon, _Levels(levels, joint), data_options, season_options)
     else:  # with --url the first argument is the data
         season_options.validate([])
-        result = _forecast_over_http(url, model, horizon, levels, data_options)
+        result = _forecast_over_http(url, model, horizon, _Levels(levels, joint), data_options)
     forecasts = [outcome for outcome in result.outcomes if isinstance(outcome, Forecast)]
     _print_messages(result, forecasts)
     table = build_forecast_table(forecasts, levels)
@@ -131,7 +141,7 @@ def _forecast_locally(
     folder: Path,
     data: str | None,
     horizon: int | None,
-    levels: tuple[float, ...],
+    levels: _Levels,
     data_options: DataOptions,
     season_options: SeasonOptions,
 ) -> _ForecastResult:
@@ -156,7 +166,9 @@ def _forecast_locally(
     spec = predictor.fitted_model.spec
     with progress.phase("forecast"):
         progress.update(0, describe_size(panel))
-        outcomes = predictor.forecast_batch(panel.series, horizon or spec.horizon, levels=levels)
+        outcomes = predictor.forecast_batch(
+            panel.series, horizon or spec.horizon, levels=levels.values, joint=levels.joint
+        )
     return _ForecastResult(spec.name, panel, outcomes)
 
 
@@ -174,7 +186,7 @@ def _build_pretrained(panel: Panel, horizon: int | None, options: SeasonOptions,
 
 
 def _forecast_over_http(
-    url: str, data: str | None, horizon: int | None, levels: tuple[float, ...], data_options: DataOptions
+    url: str, data: str | None, horizon: int | None, levels: _Levels, data_options: DataOptions
 ) -> _ForecastResult:
     from forecaster.client import Client
     from forecaster.spec import Spec
@@ -192,7 +204,7 @@ def _forecast_over_http(
             source._replace(text_covariates=None if text_covariates is None else tuple(text_covariates)),
             now=datetime.now(UTC),
         )
-        batch = client.forecast_batch(panel.series, horizon or spec.horizon, levels=levels)
+        batch = client.forecast_batch(panel.series, horizon or spec.horizon, levels=levels.values, joint=levels.joint)
     if len(batch.models) > 1:
         names = " and ".join(f"{version['name']} version {version['version']}" for version in batch.models)
         warn(f"the service changed its model during the request; the forecasts are from {names}")

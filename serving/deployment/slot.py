@@ -88,11 +88,12 @@ class PredictorProtocol(Protocol):
         horizon: int,
         *,
         levels: Sequence[float] = (),
+        joint: bool = False,
         adaptive_state: AdaptiveState | None = None,
     ) -> list[Forecast | ForecasterError]:
         """Returns one outcome per series, in order; raises LevelOutOfRange for unsupported levels.
 
-        `adaptive_state` is passed only if late actuals have produced one.
+        `joint` is passed only if it was requested, and `adaptive_state` only if late actuals have produced one.
         """
 
     def sample_batch(
@@ -109,6 +110,7 @@ class PredictorProtocol(Protocol):
         horizon: int,
         *,
         levels: Sequence[float] = (),
+        joint: bool = False,
         adaptive_state: AdaptiveState | None = None,
     ) -> list[Forecast | ForecasterError]:
         """Returns the forecasts of one history under several futures of its covariates."""

@@ -85,7 +85,7 @@ def _group_key(job: ComputeJob[DecodedForecast], index: int) -> tuple[object, ..
         return (index,)
     # Both ids are unique, because the jobs hold references to the objects.
     ids = id(model.predictor), id(model.adaptive_state)
-    return (model.release, *ids, options.horizon, tuple(options.levels), options.return_state)
+    return (model.release, *ids, options.horizon, tuple(options.levels), options.joint, options.return_state)
 
 
 def _compute_jobs(jobs: Sequence[ComputeJob[DecodedForecast]]) -> list[EncodedResponse | Exception]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -114,7 +115,8 @@ def compute_forecasts(
     def forecast_batch(batch: list[Series]) -> list[Forecast | ForecasterError]:
         started_at = perf_counter()
         adaptive_state = model.adaptive_state if options.levels else None
-        optional = {} if adaptive_state is None else {"adaptive_state": adaptive_state}
+        optional: dict[str, Any] = {} if adaptive_state is None else {"adaptive_state": adaptive_state}
+        optional |= {"joint": True} if options.joint else {}
         results = model.predictor.forecast_batch(batch, options.horizon, levels=options.levels, **optional)
         fallback_count = sum(isinstance(result, Forecast) and result.has_fallback for result in results)
         model.measure_rollout(len(batch), perf_counter() - started_at, fallback_count)
@@ -124,8 +126,13 @@ def compute_forecasts(
     results = _compute_in_batches(
         forecast_batch, series, extra_steps=options.horizon, max_steps=max_steps, deadline=deadline
     )
-    model.record_forecasts(model, series, results)
+    model.record_forecasts(model, series, [_without_bands(result) for result in results] if options.joint else results)
     return results
+
+
+def _without_bands(outcome: Forecast | ForecasterError) -> Forecast | ForecasterError:
+    """Returns a forecast without its bands of whole paths: the ledger counts which single steps lie between quantiles."""
+    return replace(outcome, quantiles={}) if isinstance(outcome, Forecast) else outcome
 
 
 def require_model(model: DeployedModel | None) -> DeployedModel:

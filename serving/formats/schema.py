@@ -223,6 +223,11 @@ class ForecastOptions(RequestModel):
 
     horizon: int = Field(ge=1, description="number of steps to forecast")
     levels: LevelsField = []
+    joint: bool = Field(
+        default=False,
+        description="whether the quantiles bound whole paths: all actuals together lie between those of 0.1 and 0.9 with a "
+        "probability of 80 %; false: each actual by itself",
+    )
     deadline_ms: int | None = Field(
         default=None,
         ge=1,

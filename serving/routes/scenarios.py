@@ -195,11 +195,10 @@ def _forecast_scenarios(
     scenario_series: Sequence[Series], request: ScenariosRequest, model: DeployedModel
 ) -> list[Forecast | ForecasterError]:
     """Forecasts the scenarios; they are not recorded in the ledger, because hypothetical futures must not be scored."""
+    optional: dict[str, Any] = {"joint": True} if request.joint else {}
     if model.adaptive_state is not None and request.levels:
-        return model.predictor.forecast_scenarios(
-            scenario_series, request.horizon, levels=request.levels, adaptive_state=model.adaptive_state
-        )
-    return model.predictor.forecast_scenarios(scenario_series, request.horizon, levels=request.levels)
+        optional["adaptive_state"] = model.adaptive_state
+    return model.predictor.forecast_scenarios(scenario_series, request.horizon, levels=request.levels, **optional)
 
 
 def _sample_scenarios(

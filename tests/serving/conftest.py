@@ -75,6 +75,7 @@ class LastValuePredictor:
         horizon: int,
         *,
         levels: Sequence[float] = (),
+        joint: bool = False,
         adaptive_state: AdaptiveState | None = None,
     ) -> list[Forecast | ForecasterError]:
         """Returns the last value plus the covariate `promo` of each step ahead."""

@@ -59,6 +59,17 @@ def test_the_columns_of_a_forecast_have_the_names_of_nixtla(model: Forecaster) -
     assert table["ds"].iloc[0] == pd.Timestamp("2020-01-01")
 
 
+def test_joint_intervals_hold_whole_paths_and_need_enough_windows(model: Forecaster) -> None:
+    many = Forecaster(spec=make_fields()).fit(make_frame(series=12), progress=False)
+    single, joint = (many.predict(level=80, joint=is_joint) for is_joint in (False, True))
+    assert list(joint.columns) == list(single.columns)
+    assert (joint["forecaster-hi-80"] > single["forecaster-hi-80"]).all()
+    assert (joint["forecaster-lo-80"] < single["forecaster-lo-80"]).all()
+    assert joint["forecaster"].equals(single["forecaster"])
+    with pytest.raises(LevelOutOfRange, match="at least 20 windows"):
+        model.predict(level=80, joint=True)
+
+
 def test_a_fit_is_the_sequence_of_the_command_with_the_last_value_beside_it(
     model: Forecaster, frame: pd.DataFrame
 ) -> None:

@@ -233,3 +233,22 @@ def test_a_carried_history_has_the_quantiles_of_the_whole_one() -> None:
     actual = predictor.forecast(carried, HORIZON, levels=LEVELS)
     np.testing.assert_allclose(actual.quantiles[0.1], expected.quantiles[0.1], rtol=1e-4)
     assert isinstance(choose_engine(model), RunningEngine)
+
+
+@pytest.mark.parametrize("fields", [{}, {"decoder": "direct", "block_steps": None}])
+def test_joint_quantiles_are_wider_and_keep_their_levels(fields: dict[str, Any]) -> None:
+    predictor, series = Predictor(recalibrate(make_model(**fields))), make_series(make_wave(40))
+    single = predictor.forecast(series, HORIZON, levels=LEVELS)
+    joint = predictor.forecast(series, HORIZON, levels=LEVELS, joint=True)
+    assert list(joint.quantiles) == [0.1, 0.75, 0.9]
+    assert np.array_equal(joint.mean, single.mean)
+    assert (joint.quantiles[0.9] > single.quantiles[0.9]).all()
+    assert (joint.quantiles[0.1] < single.quantiles[0.1]).all()
+    scenarios = predictor.forecast_scenarios([series], HORIZON, levels=LEVELS, joint=True)[0]
+    assert isinstance(scenarios, Forecast)
+    np.testing.assert_allclose(scenarios.quantiles[0.9], joint.quantiles[0.9])
+
+
+def test_joint_quantiles_need_a_calibration() -> None:
+    with pytest.raises(LevelOutOfRange, match="calibrated model"):
+        Predictor(make_model()).forecast(make_series(make_wave(40)), HORIZON, levels=LEVELS, joint=True)

@@ -61,6 +61,12 @@ def test_levels_give_quantiles(table: Path, capsys: pytest.CaptureFixture[str]) 
     assert (result.iloc[:, 3] <= result.iloc[:, 4]).all()
 
 
+def test_bands_of_whole_paths_need_a_calibrated_model(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("forecast", table, "--horizon", 5, "--levels", 0.9, "--joint", "--out", "x.csv") == 2
+    assert "Expected a calibrated model, for bands of whole paths" in capsys.readouterr().err
+    assert not Path("x.csv").exists()
+
+
 @pytest.mark.parametrize("command", ["forecast", "backtest", "inspect"])
 def test_the_name_base_is_the_pretrained_network(command: str, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(command, "base", table, "--horizon", 5) == 0

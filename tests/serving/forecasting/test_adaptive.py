@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,23 @@ def _wait_until(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_request_for_whole_paths_gets_wider_quantiles_which_are_not_recorded(
+    slot_folder: Path, make_client: MakeClient
+) -> None:
+    client = make_client(load=load_bundle, ledger="on")
+    single = upper_quantile(client)
+    joint = upper_quantile(client, start=1, joint=True)
+    assert all(wide > narrow for wide, narrow in zip(joint, single, strict=True))
+    batch = {"series": [make_history(start=2)], "horizon": HORIZON, "levels": [0.3], "joint": True}
+    assert list(client.post("/v1/forecast", json=batch).json()["forecasts"][0]["quantiles"]) == ["0.3"]
+    _wait_until(lambda: client.get("/v1/accuracy").json()["forecasts"] == 3)
+    with closing(sqlite3.connect(slot_folder / "ledger.db")) as database:
+        tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
+        content = "".join(str(row) for name in tables for row in database.execute(f"select * from {name}"))
+    assert '"0.975"' in content
+    assert '"0.3"' not in content
 
 
 def test_late_actuals_adapt_the_intervals_of_every_worker(slot_folder: Path, make_client: MakeClient) -> None:
