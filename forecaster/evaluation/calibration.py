@@ -77,7 +77,18 @@ def backtest_quantiles(
     scales = np.nan_to_num(_history_scales(result, predictor.compute_interval_scale)).ravel()
     groups = [predictor.interval_group(item) for item in result.series for _ in range(windows)]
     offsets = model.calibration.compute_offsets(levels, horizon=result.horizon, scales=scales, groups=groups)
-    return np.asarray(result.forecasts[name][..., None] + offsets.reshape(*result.actual.shape, len(levels)))
+    quantiles = np.asarray(result.forecasts[name][..., None] + offsets.reshape(*result.actual.shape, len(levels)))
+    return clip_at_origins(predictor, result, quantiles)
+
+
+def clip_at_origins(
+    predictor: Predictor, result: Backtest, values: Float64[np.ndarray, "series window *axes"]
+) -> Float64[np.ndarray, "series window *axes"]:
+    """Returns values at the origins of a backtest within the bounds of a predictor."""
+    if not predictor.bounds.is_active:
+        return values
+    history_lengths = np.array([len(item) for item in result.series])[:, None] - np.array(result.origin_offsets)
+    return predictor.bounds.at_origins(result.series, history_lengths).clip(values)
 
 
 def add_quantiles(result: Backtest, models: Mapping[str, FittedModel], *, levels: Sequence[float]) -> Backtest:

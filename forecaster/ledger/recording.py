@@ -116,8 +116,8 @@ def _calibrated_quantiles(
     offsets = calibration.compute_offsets(
         RECORDED_LEVELS, horizon=horizon, scales=interval_scales, groups=groups, adaptive_state=adaptive_state
     )
-    quantiles = [
-        {level: (forecast.mean + forecast_offsets[:, column]).tolist() for column, level in enumerate(RECORDED_LEVELS)}
-        for forecast, forecast_offsets in zip(forecasts, offsets, strict=True)
-    ]
+    values = np.stack([forecast.mean for forecast in forecasts])[:, :, None] + offsets
+    if predictor.bounds.is_active:
+        values = predictor.bounds.for_series(series).clip(values)
+    quantiles = [dict(zip(RECORDED_LEVELS, rows.T.tolist(), strict=True)) for rows in values]
     return quantiles, calibration.compute_spreads(horizon=horizon, scales=scales, groups=groups).tolist()
