@@ -33,7 +33,14 @@ _NEGATIVE_WARNINGS: Mapping[ZeroBound, str] = {
     "specification": "The history has negative values, although the specification of the model has `non_negative: true`: the "
     "forecast is not bounded at zero.",
 }
-ModelT = TypeVar("ModelT", FittedModel, StoredModel)
+_ZERO_REASONS: Mapping[ZeroBound, str] = {
+    "training_data": "because no value of the training data is",
+    "specification": "as specified",
+    "each_history": "if no value of the history is",
+    "counts": "because they are counts",
+}
+_EXCEPTION = " A series whose history lies outside of a bound is forecast without it."
+ModelT = TypeVar("ModelT", bound=FittedModel | StoredModel)
 
 
 class RowBounds(NamedTuple):
@@ -54,9 +61,8 @@ class RowBounds(NamedTuple):
 
         With one row, all values have its bounds.
         """
-        axes = tuple(range(self.lower.ndim, values.ndim))
-        lower, upper = np.expand_dims(self.lower, axes), np.expand_dims(self.upper, axes)
-        return np.clip(values, lower, upper, out=values.copy(), where=np.isfinite(values))
+        lower, upper = _expand(self.lower, values.ndim), _expand(self.upper, values.ndim)
+        return np.where(np.isfinite(values), np.minimum(np.maximum(values, lower), upper), values)
 
     def clip_forecasts(self, outcomes: Sequence[Forecast | ForecasterError]) -> list[Forecast | ForecasterError]:
         """Returns the outcomes, one per row, with means and quantiles within the bounds; all have the same steps and levels."""
@@ -68,10 +74,13 @@ class RowBounds(NamedTuple):
         values = np.concatenate(
             [line for forecast in forecasts for line in (forecast.mean, *forecast.quantiles.values())]
         ).reshape(len(forecasts), -1, len(forecasts[0].mean))
-        clipped = RowBounds(self.lower[rows], self.upper[rows]).clip(values)
-        for index in np.flatnonzero((clipped != values).any(axis=(1, 2))).tolist():
-            mean, *quantiles = clipped[index]
-            forecast = forecasts[index]
+        bounds = self if len(rows) == len(results) else RowBounds(self.lower[rows], self.upper[rows])
+        is_outside = (values < _expand(bounds.lower, 3)) | (values > _expand(bounds.upper, 3))
+        if not is_outside.any():
+            return results
+        clipped = bounds.clip(values)
+        for index in np.flatnonzero(is_outside.any(axis=(1, 2))).tolist():
+            forecast, (mean, *quantiles) = forecasts[index], clipped[index]
             results[rows[index]] = replace(
                 forecast, mean=mean, quantiles=dict(zip(forecast.quantiles, quantiles, strict=True))
             )
@@ -101,13 +110,12 @@ class Bounds(NamedTuple):
     zero: ZeroBound = "never"
 
     @classmethod
-    def from_model(cls, fitted_model: FittedModel | StoredModel) -> Self:
-        """Returns the bounds of a model. Without the fact, as for models of earlier versions, `auto` is no bound."""
-        spec = fitted_model.spec
+    def from_facts(cls, spec: Spec, facts: Mapping[str, Any]) -> Self:
+        """Returns the bounds of a model with these facts. Without the fact, as in earlier versions, `auto` is no bound."""
         return cls(
             lower=-np.inf if spec.lower is None else spec.lower,
             upper=np.inf if spec.upper is None else spec.upper,
-            zero=_find_zero_bound(spec, fitted_model.facts.get(NON_NEGATIVE_FACT)),
+            zero=_find_zero_bound(spec, facts.get(NON_NEGATIVE_FACT)),
         )
 
     @property
@@ -115,17 +123,34 @@ class Bounds(NamedTuple):
         """Whether there is any bound."""
         return self.zero != "never" or self.lower > -np.inf or self.upper < np.inf
 
+    @property
+    def lowest(self) -> float:
+        """The largest lower bound, zero included; minus infinity if there is none."""
+        return self.lower if self.zero == "never" else max(self.lower, 0.0)
+
+    def describe(self) -> str:
+        """Describes the bounds in one or two sentences."""
+        if not self.is_active:
+            return "Forecasts are not bounded."
+        parts = [] if self.lower == -np.inf else [f"not below {self.lower:g}, as specified"]
+        parts += [] if self.upper == np.inf else [f"not above {self.upper:g}, as specified"]
+        parts += [] if self.zero == "never" else [f"not below zero, {_ZERO_REASONS[self.zero]}"]
+        exception = "" if self.zero == "counts" and len(parts) == 1 else _EXCEPTION
+        return f"Forecasts are {'; '.join(parts)}.{exception}"
+
     def for_series(self, series: Sequence[Series]) -> RowBounds:
         """Returns the bounds of the forecasts of each series, with warnings where its history lies outside of them."""
         if not series:
             return RowBounds(np.empty(0), np.empty(0))
         lowest, highest = find_extremes(series)
+        is_outside = (lowest < self.lowest) | (highest > self.upper)
+        if not is_outside.any():
+            return RowBounds(np.full(len(series), self.lowest), np.full(len(series), self.upper))
         lower, upper = self._without_violated(lowest, highest)
-        is_outside = (lowest < max(self.lower, 0.0 if self.zero in _NEGATIVE_WARNINGS else -np.inf)) | (
-            highest > self.upper
-        )
-        rows = np.flatnonzero(is_outside).tolist() if is_outside.any() else []
-        return RowBounds(lower, upper, {row: self._describe_violations(lowest[row], highest[row]) for row in rows})
+        descriptions = {
+            row: self._describe_violations(lowest[row], highest[row]) for row in np.flatnonzero(is_outside).tolist()
+        }
+        return RowBounds(lower, upper, {row: warnings for row, warnings in descriptions.items() if warnings})
 
     def at_origins(self, series: Sequence[Series], history_lengths: Int[np.ndarray, "series window"]) -> RowBounds:
         """Returns the bounds, "series window", of forecasts from rolling origins, each by the history up to there only."""
@@ -133,9 +158,7 @@ class Bounds(NamedTuple):
             return RowBounds(np.empty(history_lengths.shape), np.empty(history_lengths.shape))
         extremes = find_extremes(series)
         lowest, highest = (np.repeat(values[:, None], history_lengths.shape[1], axis=1) for values in extremes)
-        is_outside = (extremes[0] < max(self.lower, 0.0 if self.zero != "never" else -np.inf)) | (
-            extremes[1] > self.upper
-        )
+        is_outside = (extremes[0] < self.lowest) | (extremes[1] > self.upper)
         for row in np.flatnonzero(is_outside).tolist():  # otherwise no part of the series is outside either
             last_steps = (history_lengths[row] - 1).clip(0)
             lowest[row] = np.fmin.accumulate(series[row].y)[last_steps]
@@ -182,18 +205,25 @@ def without_bounds(fitted_model: ModelT) -> ModelT:
 
 def find_extremes(series: Sequence[Series]) -> tuple[Float64[np.ndarray, "series"], Float64[np.ndarray, "series"]]:
     """Returns the lowest and the highest observed value of each history, dropped steps included; NaN if there is none."""
-    parts = []
-    for first in range(0, len(series), _SERIES_AT_ONCE):
-        histories = [item.y for item in series[first : first + _SERIES_AT_ONCE]]
-        values = np.concatenate(histories) if len(histories) > 1 else histories[0]
-        starts = np.cumsum([0, *(len(y) for y in histories[:-1])])
-        parts.append([function.reduceat(values, starts) for function in (np.fmin, np.fmax)])
-    lowest, highest = (np.concatenate(values) for values in zip(*parts, strict=True))
+    if len(series) == 1:
+        lowest, highest = (function.reduce(series[0].y, keepdims=True) for function in (np.fmin, np.fmax))
+    else:
+        parts = []
+        for first in range(0, len(series), _SERIES_AT_ONCE):
+            histories = [item.y for item in series[first : first + _SERIES_AT_ONCE]]
+            values, starts = np.concatenate(histories), np.cumsum([0, *(len(y) for y in histories[:-1])])
+            parts.append([function.reduceat(values, starts) for function in (np.fmin, np.fmax)])
+        lowest, highest = (np.concatenate(values) for values in zip(*parts, strict=True))
     for row, item in enumerate(series):
         if item.history_summary is not None:
             lowest[row] = np.fmin(lowest[row], item.history_summary.lowest)
             highest[row] = np.fmax(highest[row], item.history_summary.highest)
     return lowest, highest
+
+
+def _expand(values: Float64[np.ndarray, "*rows"], ndim: int) -> Float64[np.ndarray, "*rows_and_axes"]:
+    """Returns the values with further axes of one element, `ndim` in all."""
+    return values.reshape(values.shape + (1,) * (ndim - values.ndim))
 
 
 def _find_zero_bound(spec: Spec, fact: Any) -> ZeroBound:

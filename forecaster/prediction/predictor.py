@@ -79,7 +79,10 @@ class Predictor:
         self.engine = engine or choose_engine(fitted_model, device=device)
         self._has_head_quantiles = has_head_quantiles(fitted_model, self.engine)
         self._validator = InputValidator(fitted_model, has_head_quantiles=self._has_head_quantiles)
-        self._inspector, self.bounds = InputInspector(fitted_model), Bounds.from_model(fitted_model)
+        self._inspector, self.bounds = (
+            InputInspector(fitted_model),
+            Bounds.from_facts(fitted_model.spec, fitted_model.facts),
+        )
         self._inputs, self._clock = RolloutInputBuilder(fitted_model), clock
 
     @cached_property

@@ -365,3 +365,24 @@ def test_counts_are_bounded_for_any_history() -> None:
     training = {"steps": 2, "epoch_steps": 1, "batch": 4, "valid_windows": 1}
     fitted = fit(make_panel(make_counts(), make_counts(seed=1)), make_spec(**head, training=training)).model
     assert Predictor(fitted).bounds.zero == "counts"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "sentences"),
+    [
+        (Bounds(), "Forecasts are not bounded."),
+        (Bounds(zero="counts"), "Forecasts are not below zero, because they are counts."),
+        (
+            Bounds(zero="training_data"),
+            "Forecasts are not below zero, because no value of the training data is. A series whose history lies outside of a "
+            "bound is forecast without it.",
+        ),
+        (
+            Bounds(lower=-2.5, upper=40.0),
+            "Forecasts are not below -2.5, as specified; not above 40, as specified. A series whose history lies outside of a "
+            "bound is forecast without it.",
+        ),
+    ],
+)
+def test_bounds_are_described(bounds: Bounds, sentences: str) -> None:
+    assert bounds.describe() == sentences
