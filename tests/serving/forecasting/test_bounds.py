@@ -1,4 +1,4 @@
-"""Forecasts over HTTP stay within the bounds of the model, in DeepAR's format and from states too; the model says which it has."""
+"""Forecasts over HTTP stay within the bounds of the model, in all formats and from states; the model says which it has."""
 
 from __future__ import annotations
 
