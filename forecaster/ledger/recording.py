@@ -103,7 +103,11 @@ def _interval_group(series: Series, column: str | None) -> str | None:
 def _calibrated_quantiles(
     predictor: Any, series: Sequence[Series], forecasts: Sequence[Forecast], adaptive_state: AdaptiveState | None
 ) -> tuple[list[dict[float, list[float]]], list[list[float]]]:
-    """Returns the quantiles of RECORDED_LEVELS of each forecast, as they would be served, and the unit of a shift by step."""
+    """Returns the quantiles of RECORDED_LEVELS of each forecast, as they would be served, and the unit of a shift by step.
+
+    They are not clipped at the bounds of the model: adaptive intervals count the actuals up to a quantile, and at a bound, as
+    of counts at zero, these would be too many whatever the shift.
+    """
     calibration = predictor.fitted_model.calibration if isinstance(predictor, Predictor) else None
     if calibration is None:
         return [{} for _ in series], [[] for _ in series]
@@ -116,8 +120,8 @@ def _calibrated_quantiles(
     offsets = calibration.compute_offsets(
         RECORDED_LEVELS, horizon=horizon, scales=interval_scales, groups=groups, adaptive_state=adaptive_state
     )
-    values = np.stack([forecast.mean for forecast in forecasts])[:, :, None] + offsets
-    if predictor.bounds.is_active:
-        values = predictor.bounds.for_series(series).clip(values)
-    quantiles = [dict(zip(RECORDED_LEVELS, rows.T.tolist(), strict=True)) for rows in values]
+    quantiles = [
+        {level: (forecast.mean + forecast_offsets[:, column]).tolist() for column, level in enumerate(RECORDED_LEVELS)}
+        for forecast, forecast_offsets in zip(forecasts, offsets, strict=True)
+    ]
     return quantiles, calibration.compute_spreads(horizon=horizon, scales=scales, groups=groups).tolist()

@@ -18,7 +18,9 @@ from forecaster.errors import BadSpec
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.blend_weights import fit_blend
 from forecaster.evaluation.calibration import add_quantiles, calibrate_model
+from forecaster.explain.attribution import explain
 from forecaster.intervals.conformal import calibrate
+from forecaster.ledger.adaptive import fit_adaptive_state
 from forecaster.ledger.recording import ModelIdentity, SeriesNaming, build_records
 from forecaster.prediction.bounds import (
     EACH_HISTORY,
@@ -39,6 +41,7 @@ from serving.formats.timestamps import TimestampStyle
 from tests.factories import make_fitted_model, make_panel, make_series, make_spec, make_wave
 
 HORIZON, NAN = 8, float("nan")
+FALLING = np.arange(40.0, 0.0, -1.0)
 CASES = Path(__file__).parents[4] / "shared" / "cases"
 NEGATIVE_WARNING = (
     "The history has negative values, and the data that the model was trained on have none: the forecast is not "
@@ -268,7 +271,7 @@ def test_bounds_do_not_hide_that_a_bundle_predicts_otherwise(tmp_path: Path) -> 
 
 
 def test_the_pretrained_network_is_bounded_at_zero_by_each_history_without_a_warning(tmp_path: Path) -> None:
-    assert NON_NEGATIVE_FACT not in load_base().facts or load_base().facts[NON_NEGATIVE_FACT] == EACH_HISTORY
+    assert load_base().facts[NON_NEGATIVE_FACT] == EACH_HISTORY
     predictor = base_predictor("D", horizon=30)
     falling = 40 - np.arange(40.0) + np.sin(np.arange(40))
     falling -= falling.min()
@@ -304,14 +307,21 @@ def test_quantiles_of_a_backtest_are_those_of_the_predictor_and_intervals_are_ca
         np.testing.assert_allclose(quantiles[:, window], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_ledger_records_the_quantiles_as_they_are_served() -> None:
-    predictor, series = Predictor(make_model()), [make_series(make_counts())]
+def test_the_ledger_records_bounded_means_and_the_quantiles_from_which_intervals_adapt() -> None:
+    model, series = make_model(base="linear"), [make_series(FALLING)]
+    identity, naming = ModelIdentity("small", "1", "0" * 64), SeriesNaming(salt=b"0" * 32, keep_ids=True)
+    predictor = Predictor(model)
     forecasts = [predictor.forecast(item, HORIZON, levels=(0.1,)) for item in series]
-    naming = SeriesNaming(salt=b"0" * 32, keep_ids=True)
-    identity = ModelIdentity("small", "1", "0" * 64)
     [record] = build_records(predictor, identity, series, forecasts, naming=naming, adaptive_state=None, made_at=[0.0])
-    assert min(min(values) for values in record.quantiles.values()) == 0
-    np.testing.assert_allclose(record.quantiles[0.1], forecasts[0].quantiles[0.1])
+    assert min(record.mean) == 0
+    assert min(record.quantiles[0.1]) < 0
+    np.testing.assert_allclose(np.maximum(record.quantiles[0.1], 0), forecasts[0].quantiles[0.1])
+    frame = pd.DataFrame({"stamp": np.arange(40), "actual": 0.0, "unit": record.units[-1]})
+    served = {level: [values[-1]] * 40 for level, values in record.quantiles.items()}
+    shifts = {("shift", level): np.zeros(40) for level in record.quantiles}
+    state = fit_adaptive_state(pd.DataFrame({**frame, **served, **shifts}))
+    [upward] = state.shifts_at([0.1])
+    assert upward > 0, "no zero is below a negative quantile"
 
 
 @pytest.mark.integration
@@ -386,3 +396,9 @@ def test_counts_are_bounded_for_any_history() -> None:
 )
 def test_bounds_are_described(bounds: Bounds, sentences: str) -> None:
     assert bounds.describe() == sentences
+
+
+def test_an_explanation_says_whether_the_forecast_was_clipped() -> None:
+    note = "The forecast is clipped at a bound of the model; the explanation covers it before."
+    assert note in explain(make_model(base="linear"), make_series(FALLING), horizon=HORIZON).notes
+    assert note not in explain(make_model(base="linear"), make_series(FALLING - 9), horizon=HORIZON).notes
