@@ -30,6 +30,7 @@ LearningRateSchedule = Literal["constant", "cosine"]
 LossWeighting = Literal["none", "seasonal_error"]
 InputMode = Literal["window", "history"]
 InitialWeights = Literal["random", "base"]
+NonNegativity = Literal["auto", True, False]
 StatisticalModel = Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"]
 SpecName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 MAX_STEPS = 100_000  # of a context or a horizon
@@ -236,6 +237,19 @@ class Spec(_FrozenModel):
         default="none",
         description="log: scaled in logarithms (of an asinh, which is defined at zero), for multiplicative seasonality",
     )
+    lower: float | None = Field(
+        default=None,
+        description="forecasts are not below it, unless the history has values below it; None: no such bound",
+    )
+    upper: float | None = Field(
+        default=None,
+        description="forecasts are not above it, unless the history has values above it; None: no such bound",
+    )
+    non_negative: NonNegativity = Field(
+        default="auto",
+        description="whether zero is a lower bound of forecasts of histories without negative values; auto: if the training data "
+        "have none",
+    )
     head: HeadSpec = HeadSpec()
     features: FeatureKind = Field(
         default="values",
@@ -311,6 +325,7 @@ class Spec(_FrozenModel):
             raise ValueError(
                 f"transform: {reason}; found log. Choose transform none, or scaling last, standard or level_season"
             )
+        self._check_bounds()
         if self.reads == "history" and self.scaling == "last":
             raise ValueError(
                 "scaling: a model that reads the whole history keeps the scale of its first steps, and the last value of these "
@@ -379,12 +394,28 @@ class Spec(_FrozenModel):
             raise ValueError(f"lags: expected at least the segment's {self.segment} steps, found {short_lags[0]}")
         return self
 
+    def _check_bounds(self) -> None:
+        lower, upper = self.lower, self.upper
+        if lower is not None and upper is not None and lower >= upper:
+            raise ValueError(
+                f"lower: expected less than upper {upper:g}, found {lower:g}. Exchange them, or leave one out"
+            )
+        if self.non_negative is True and upper is not None and upper <= 0:
+            raise ValueError(
+                f"upper: expected more than zero where non_negative is true, found {upper:g}. Leave one of them out"
+            )
+        if self.non_negative is False and self.head.is_count:
+            raise ValueError(
+                f"non_negative: a {self.head.kind} head predicts counts, which are never below zero; found false. Leave it out, "
+                "or choose another head"
+            )
+
     def to_identity_json(self) -> str:
         """Returns the JSON that identifies the specification of a checkpoint.
 
         Fields that version 0.1 did not have are left out at their defaults, so that its checkpoints remain valid.
         """
-        newer = ("features", "long_season", "block_steps")
+        newer = ("features", "long_season", "block_steps", "lower", "upper", "non_negative")
         exclude: dict[str, Any] = {
             name: True for name in newer if getattr(self, name) == type(self).model_fields[name].default
         }

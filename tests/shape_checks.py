@@ -16,6 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # Modules with NamedTuples; the import hook handles only functions and dataclasses.
 MODULES_WITH_RECORDS = [
     "forecaster.data.encoding",
+    "forecaster.prediction.bounds",
     "forecaster.prediction.scaled_range",
     "forecaster.statistical.blend",
     "forecaster.data.calendar",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from forecaster.engines.engine import Engine
 from forecaster.errors import BundleDamaged, GoldenMismatch
 from forecaster.frequency.timestamps import Timestamp, format_timestamp, parse_bounded_timestamp, synthetic_start
+from forecaster.prediction.bounds import without_bounds
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Forecast, Series
@@ -46,9 +47,10 @@ def build_golden_file(fitted_model: FittedModel) -> GoldenFile:
     """Builds golden requests for two synthetic histories: a trend with a season, and a short history with a gap.
 
     For networks that read whole histories the first is longer than the context, so that the replay covers the recurrent state
-    and the scale from the start of the history. No data of users are included.
+    and the scale from the start of the history. Forecasts are not clipped at bounds, which could hide a difference. No data of
+    users are included.
     """
-    spec = fitted_model.spec
+    spec, unbounded = fitted_model.spec, without_bounds(fitted_model)
     generator = np.random.default_rng(0)
     steps = np.arange(spec.context if spec.reads == "window" else 3 * spec.context)
     full = (
@@ -61,8 +63,8 @@ def build_golden_file(fitted_model: FittedModel) -> GoldenFile:
     short[len(short) // 2 : len(short) // 2 + 1] = np.nan if len(short) > 2 else short[-1]
     start, horizon = synthetic_start(fitted_model.freq), min(spec.horizon, MAX_HORIZON)
     predictor, network_predictor, requests = (
-        Predictor(fitted_model),
-        Predictor(replace(fitted_model, blend_weights={})),
+        Predictor(unbounded),
+        Predictor(replace(unbounded, blend_weights={})),
         [],
     )
     for y in (full, short):
@@ -89,7 +91,7 @@ def replay_golden_file(
 
     Without an engine, the default engine of a Predictor is used. `where` is the file that the error names.
     """
-    predictor = Predictor(fitted_model, engine=engine)
+    predictor = Predictor(without_bounds(fitted_model), engine=engine)
     for index, request in enumerate(golden.requests):
         y = np.array([np.nan if value is None else value for value in request.y], dtype=np.float64)
         series = _build_golden_series(

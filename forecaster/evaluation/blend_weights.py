@@ -11,9 +11,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.calibration import calibrate_on_backtest
+from forecaster.evaluation.calibration import calibrate_on_backtest, clip_at_origins
 from forecaster.evaluation.rolling_origins import ForecastArray
 from forecaster.metrics import nanmean
+from forecaster.prediction.bounds import without_bounds
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
@@ -70,10 +71,10 @@ def fit_blend(
         MissingPackage: statsforecast is not installed.
     """
     spec, season = model.spec, model.season
-    network_predictor = Predictor(replace(model, blend_weights={}))
+    network_only = without_bounds(replace(model, blend_weights={}))  # bounds apply to the blend
     result = backtest(
         panel,
-        {NETWORK: network_predictor},
+        {NETWORK: Predictor(network_only)},
         horizon=spec.horizon,
         windows=windows,
         season=season,
@@ -98,8 +99,11 @@ def fit_blend(
                 errors[0],
             )
     weights = choose_weights(result.actual, forecasts, result.scale)
-    blended = replace(result, forecasts={"model": combine_forecasts(forecasts, weights.weights)})
-    return BlendResult(calibrate_on_backtest(replace(model, blend_weights=weights.weights), blended, "model"), weights)
+    blended_model = replace(model, blend_weights=weights.weights)
+    blended = clip_at_origins(Predictor(blended_model), result, combine_forecasts(forecasts, weights.weights))
+    return BlendResult(
+        calibrate_on_backtest(blended_model, replace(result, forecasts={"model": blended}), "model"), weights
+    )
 
 
 def choose_weights(

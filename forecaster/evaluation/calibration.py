@@ -11,6 +11,7 @@ from forecaster.evaluation.backtest import Backtest, BacktestQuantileArray, back
 from forecaster.intervals.conformal import calibrate
 from forecaster.intervals.difficulty import measure_changes
 from forecaster.intervals.head import recalibrate_head
+from forecaster.prediction.bounds import without_bounds
 from forecaster.prediction.head_quantiles import (
     MEDIAN,
     can_recalibrate,
@@ -78,7 +79,7 @@ def calibrate_on_backtest(model: FittedModel, result: Backtest, name: str) -> Fi
     histories = _origin_histories(result)
     if can_recalibrate(model):
         levels = with_median(model.spec.head.levels)
-        quantiles = _head_quantiles(Predictor(replace(model, calibration=None)), result, levels)
+        quantiles = _head_quantiles(Predictor(without_bounds(replace(model, calibration=None))), result, levels)
         medians = quantiles[..., [levels.index(MEDIAN)]]
         calibration = recalibrate_head(
             result.actual - medians[..., 0],
@@ -116,7 +117,18 @@ def backtest_quantiles(
     scales = predictor.compute_interval_scales(_origin_histories(result))
     groups = [predictor.interval_group(item) for item in result.series for _ in range(windows)]
     offsets = model.calibration.compute_offsets(levels, horizon=result.horizon, scales=scales, groups=groups)
-    return np.asarray(result.forecasts[name][..., None] + offsets.reshape(*result.actual.shape, len(levels)))
+    quantiles = np.asarray(result.forecasts[name][..., None] + offsets.reshape(*result.actual.shape, len(levels)))
+    return clip_at_origins(predictor, result, quantiles)
+
+
+def clip_at_origins(
+    predictor: Predictor, result: Backtest, values: Float64[np.ndarray, "series window *axes"]
+) -> Float64[np.ndarray, "series window *axes"]:
+    """Returns values at the origins of a backtest within the bounds of a predictor."""
+    if not predictor.bounds.is_active:
+        return values
+    history_lengths = np.array([len(item) for item in result.series])[:, None] - np.array(result.origin_offsets)
+    return predictor.bounds.at_origins(result.series, history_lengths).clip(values)
 
 
 def add_quantiles(result: Backtest, models: Mapping[str, FittedModel], *, levels: Sequence[float]) -> Backtest:

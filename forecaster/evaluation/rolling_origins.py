@@ -100,7 +100,8 @@ def forecast_all_origins(
         histories = [series[row].y[: cuts[row, window]] for row, window in np.argwhere(has_forecast)]
         forecasts[has_forecast] = predictor.blend_means(forecasts[has_forecast], histories).forecasts
     _replace_constants(forecasts, series, cuts, has_forecast)
-    return forecasts
+    bounds = predictor.bounds
+    return bounds.at_origins(series, cuts).clip(forecasts) if bounds.is_active else forecasts
 
 
 def _replace_constants(

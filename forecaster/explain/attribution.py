@@ -17,6 +17,7 @@ from forecaster.frequency.timestamps import Timestamps
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import RolloutState, repeat_state, roll_out, start_rollout, warm_up
 from forecaster.model.scaling import Scale
+from forecaster.prediction.bounds import without_bounds
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Series
 from forecaster.shapes import Bool, Float64
@@ -99,7 +100,8 @@ def explain(model: FittedModel, series: Series, *, horizon: int | None = None, s
     """
     assert 1 <= steps <= MAX_STEPS
     predictor, horizon_steps = Predictor(model), horizon or model.spec.horizon
-    predictor.forecast(series, horizon_steps)  # validates the series
+    served = predictor.forecast(series, horizon_steps)  # validates the series
+    unbounded = Predictor(without_bounds(model), engine=predictor.engine).forecast(series, horizon_steps)
     inputs = predictor.build_input(series, horizon_steps)
     explanations = [
         _explain_network(network.eval(), inputs, horizon=horizon_steps, steps=steps) for network in model.networks
@@ -136,7 +138,13 @@ def explain(model: FittedModel, series: Series, *, horizon: int | None = None, s
         forecast=forecast,
         baseline=baseline,
         integration_error=forecast - baseline - float(mean_attributions.sum()),
-        notes=_explanation_notes(model, series, num_shown, finite=bool(np.isfinite(forecast))),
+        notes=_explanation_notes(
+            model,
+            series,
+            num_shown,
+            finite=bool(np.isfinite(forecast)),
+            is_clipped=bool((served.mean != unbounded.mean).any()),
+        ),
         segment=segment,
     )
 
@@ -267,8 +275,12 @@ def _last_values(values: Float64[np.ndarray, "_"], count: int, *, fill: float = 
     return np.concatenate([np.full(max(0, count - len(values)), fill), values])[-count:]
 
 
-def _explanation_notes(model: FittedModel, series: Series, shown_steps: int, *, finite: bool) -> tuple[str, ...]:
+def _explanation_notes(
+    model: FittedModel, series: Series, shown_steps: int, *, finite: bool, is_clipped: bool
+) -> tuple[str, ...]:
     notes = []
+    if is_clipped:
+        notes.append("The forecast is clipped at a bound of the model; the explanation covers it before.")
     if model.blend_weights:
         notes.append("The forecast is a blend; the explanation covers its network only.")
     if model.other_networks:

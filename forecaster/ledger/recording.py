@@ -20,6 +20,7 @@ from forecaster.ledger.records import (
     series_key,
 )
 from forecaster.metrics import seasonal_error
+from forecaster.prediction.bounds import without_bounds
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Forecast, Series
 
@@ -106,7 +107,9 @@ def _calibrated_quantiles(
 ) -> tuple[list[dict[float, list[float]]], list[list[float]]]:
     """Returns the quantiles of RECORDED_LEVELS of each forecast, as they would be served, and the unit of a shift by step.
 
-    A head computes quantiles together with its forecast, so the series are forecast again for them.
+    They are not clipped at the bounds of the model: adaptive intervals count the actuals up to a quantile, and at a bound, as
+    of counts at zero, these would be too many whatever the shift. A head computes quantiles together with its forecast, so
+    the series are forecast again for them.
     """
     if not isinstance(predictor, Predictor) or not predictor.has_quantiles:
         return [{} for _ in series], [[] for _ in series]
@@ -114,16 +117,16 @@ def _calibrated_quantiles(
     if calibration is not None and calibration.unit == "history":
         outcomes = predictor.add_quantiles(series, forecasts, RECORDED_LEVELS, adaptive_state)
     else:
-        outcomes = predictor.forecast_batch(series, horizon, levels=RECORDED_LEVELS, adaptive_state=adaptive_state)
+        unbounded = Predictor(without_bounds(predictor.fitted_model), engine=predictor.engine)
+        outcomes = unbounded.forecast_batch(series, horizon, levels=RECORDED_LEVELS, adaptive_state=adaptive_state)
     found = [outcome.quantiles if isinstance(outcome, Forecast) else {} for outcome in outcomes]
     quantiles = [{level: values.tolist() for level, values in item.items()} for item in found]
     if calibration is None:
         return quantiles, [[] for _ in series]
     if calibration.unit == "head":
         low, high = INTERVAL_LEVELS[0.8]
-        spread = calibration.pool.spreads[0] / float(
-            np.ptp(normal_quantiles((low, high)))
-        )  # of scores, per unit of the data
+        score_range = float(np.ptp(normal_quantiles((low, high))))
+        spread = calibration.pool.spreads[0] / score_range
         return quantiles, [(spread * (item[high] - item[low])).tolist() if item else [] for item in found]
     groups = [predictor.interval_group(item) for item in series]
     scales = predictor.compute_interval_scales([item.y for item in series], [item.history_summary for item in series])

@@ -7,6 +7,7 @@ for each offset within a segment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -32,11 +33,13 @@ def truncate_series(
     kept_steps: int,
     season: int,
     rollout_states: Mapping[int, Sequence[StateArrays]] | None = None,
+    keep_extremes: bool = False,
 ) -> Series:
     """Truncates a series to its last `kept_steps` steps and the columns of the specification, with a summary of earlier steps.
 
     Future covariates are removed: they belong to the request. `rollout_states` are the states of a network that reads whole
-    histories; their keys are numbers of steps of `series` that the state has read.
+    histories; their keys are numbers of steps of `series` that the state has read. The extremes of the dropped steps are kept
+    if forecasts have bounds, which depend on them; older versions of the service do not read summaries with extremes.
     """
     names = {name for name in (*spec.static, spec.group) if name in series.static}
     selected = replace(
@@ -50,4 +53,7 @@ def truncate_series(
         return selected
     _, history_summary = drop_and_summarize(series.y, series.history_summary, cut=cut, season=season)
     states = {step - cut: state for step, state in (rollout_states or {}).items()}
-    return replace(take_last(selected, kept_steps), history_summary=replace(history_summary, rollout_states=states))
+    history_summary = replace(history_summary, rollout_states=states)
+    if not keep_extremes:
+        history_summary = replace(history_summary, lowest=math.nan, highest=math.nan)
+    return replace(take_last(selected, kept_steps), history_summary=history_summary)

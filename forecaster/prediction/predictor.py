@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from forecaster.frequency.timestamps import Timestamps
 from forecaster.installation import is_installed, require_package
 from forecaster.intervals.adaptive import AdaptiveState
 from forecaster.intervals.difficulty import count_recent_steps, measure_changes
+from forecaster.prediction.bounds import Bounds
 from forecaster.prediction.carry import required_steps, truncate_series
 from forecaster.prediction.engine_choice import choose_engine, choose_sampling_engine, combine_engines
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
@@ -64,8 +65,9 @@ class Predictor:
 
     Rollouts run on the given engine, by default on the one that `choose_engine` chooses for the device. Sample paths that the
     engine cannot draw are drawn by `choose_sampling_engine`, on first use. The statistical models of a blend are fitted to each
-    history. With a clock, forecasts of histories whose last period contains the present have a warning. Raises MissingPackage
-    if the package that fits the statistical models, or a network that only PyTorch runs, is not installed.
+    history. Means, quantiles and paths stay within `bounds`. With a clock, forecasts of histories whose last period contains the
+    present have a warning. Raises MissingPackage if the package that fits the statistical models, or a network that only PyTorch
+    runs, is not installed.
     """
 
     def __init__(
@@ -81,7 +83,10 @@ class Predictor:
         self.engine = engine or choose_engine(fitted_model, device=device)
         self._has_head_quantiles = has_head_quantiles(fitted_model, self.engine)
         self._validator = InputValidator(fitted_model, has_head_quantiles=self._has_head_quantiles)
-        self._inspector = InputInspector(fitted_model)
+        self._inspector, self.bounds = (
+            InputInspector(fitted_model),
+            Bounds.from_facts(fitted_model.spec, fitted_model.facts),
+        )
         self._inputs, self._clock = RolloutInputBuilder(fitted_model), clock
 
     @cached_property
@@ -147,13 +152,13 @@ class Predictor:
         valid = [item for item, error in zip(series, errors, strict=True) if error is None]
         if levels and self._has_head_quantiles:
             rolled_out = self._predict(valid, horizon, levels=self._head_levels(levels))
-            results = iter(self._complete_head_quantiles(valid, rolled_out, levels, adaptive_state))
+            results = iter(self._bound(valid, self._complete_head_quantiles(valid, rolled_out, levels, adaptive_state)))
             return [next(results) if error is None else error for error in errors]
-        results = iter(
-            self._complete_forecasts(valid, self._apply_blend(valid, self._forecast_valid_series(valid, horizon)))
+        completed = self._complete_forecasts(
+            valid, self._apply_blend(valid, self._forecast_valid_series(valid, horizon))
         )
-        outcomes: list[Forecast | ForecasterError] = [next(results) if error is None else error for error in errors]
-        return self.add_quantiles(series, outcomes, levels, adaptive_state) if levels else outcomes
+        results = iter(self._bound(valid, completed, levels, adaptive_state))
+        return [next(results) if error is None else error for error in errors]
 
     def sample_batch(
         self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first_path: int = 0
@@ -211,12 +216,16 @@ class Predictor:
                 if valid
                 else np.empty((0, 0))
             )
-            results = iter(self._complete_head_quantiles(valid, rolled_out, levels, adaptive_state) if valid else ())
+            results = iter(
+                self._bound(valid, self._complete_head_quantiles(valid, rolled_out, levels, adaptive_state))
+                if valid
+                else ()
+            )
             return [next(results) if error is None else error for error in errors]
         forecasts = self._build_forecasts(valid, self._roll_out_scenarios(valid, horizon)) if valid else []
-        results = iter(self._complete_forecasts(valid, self._apply_blend(valid, forecasts, shared_history=True)))
-        outcomes: list[Forecast | ForecasterError] = [next(results) if error is None else error for error in errors]
-        return self.add_quantiles(scenarios, outcomes, levels, adaptive_state) if levels else outcomes
+        completed = self._complete_forecasts(valid, self._apply_blend(valid, forecasts, shared_history=True))
+        results = iter(self._bound(valid, completed, levels, adaptive_state))
+        return [next(results) if error is None else error for error in errors]
 
     def sample_scenarios(
         self, scenarios: Sequence[Series], horizon: int, *, paths: int, seed: int, first_path: int = 0
@@ -247,11 +256,12 @@ class Predictor:
         calibration = self.fitted_model.calibration
         if calibration is not None and calibration.difficulty is not None:
             kept_steps = max(kept_steps, count_recent_steps(season))
+        truncate = partial(truncate_series, series, spec, season=season, keep_extremes=self.bounds.is_active)
         if layout.reads == "window" or len(series) < kept_steps:
-            return truncate_series(series, spec, kept_steps=kept_steps, season=season)
+            return truncate(kept_steps=kept_steps)
         has_states = series.history_summary is not None and bool(series.history_summary.rollout_states)
         if not has_states and not is_installed("torch"):  # only PyTorch returns states, so every step is needed
-            return truncate_series(series, spec, kept_steps=len(series), season=season)
+            return truncate(kept_steps=len(series))
         require_package("torch", purpose=_STATE_PURPOSE)
         from forecaster.prediction.recurrent_state import scale_settled_at, states_at_end
 
@@ -259,9 +269,9 @@ class Predictor:
             inputs = self._inputs.build_window([series], layout.window_length(len(series)))
             if scale_settled_at(self.network, inputs) > len(series) - 2 * layout.segment:
                 # The scale may still change, so every step is needed.
-                return truncate_series(series, spec, kept_steps=len(series), season=season)
+                return truncate(kept_steps=len(series))
         states = states_at_end(series, self.networks, self._inputs.build_window, device=self.device)
-        return truncate_series(series, spec, kept_steps=kept_steps, season=season, rollout_states=states)
+        return truncate(kept_steps=kept_steps, rollout_states=states)
 
     def _predict(
         self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
@@ -315,7 +325,8 @@ class Predictor:
                 inputs = inputs._replace(future_covariates=inputs.future_covariates.repeat(end - begin, axis=0))
         engine = self._select_resume_engine(scenarios[0], self._sampling_engine)
         paths = engine.roll_out(inputs, horizon=horizon, noise=noise).reshape(len(scenarios), end - begin, horizon)
-        return paths[:, path_indices.start - begin : path_indices.stop - begin]
+        requested_paths = paths[:, path_indices.start - begin : path_indices.stop - begin]
+        return self.bounds.for_series(scenarios[:1]).clip(requested_paths) if self.bounds.is_active else requested_paths
 
     def find_error(self, series: Series, horizon: int) -> ForecasterError | None:
         """Returns the error of a series, or None if it can be forecast."""
@@ -328,6 +339,25 @@ class Predictor:
     def round_up_horizon(self, horizon: int) -> int:
         """Returns the horizon, rounded up to whole blocks."""
         return self.layout.round_up_horizon(horizon)
+
+    def _bound(
+        self,
+        series: Sequence[Series],
+        outcomes: Sequence[Forecast | ForecasterError],
+        levels: Sequence[float] = (),
+        adaptive_state: AdaptiveState | None = None,
+    ) -> list[Forecast | ForecasterError]:
+        """Returns the outcomes within the bounds of the model, with warnings where a history switches one off.
+
+        With levels, calibrated quantiles are added around the bounded means, as the calibration measured them.
+        """
+        if not self.bounds.is_active:
+            return self.add_quantiles(series, outcomes, levels, adaptive_state) if levels else list(outcomes)
+        row_bounds = self.bounds.for_series(series)
+        bounded = row_bounds.clip_forecasts(outcomes)
+        if levels:
+            bounded = row_bounds.clip_forecasts(self.add_quantiles(series, bounded, levels, adaptive_state))
+        return row_bounds.add_warnings(bounded)
 
     def add_quantiles(
         self,
@@ -357,9 +387,14 @@ class Predictor:
                 groups=[self.interval_group(series[index]) for index in batch],
                 adaptive_state=adaptive_state,
             )
-            for index, forecast, row in zip(batch, forecasts, offsets, strict=True):
-                quantiles = {level: forecast.mean + row[:, column] for column, level in enumerate(sorted_levels)}
-                results[index] = replace(forecast, quantiles=quantiles)
+            values = np.stack([forecast.mean for forecast in forecasts])[:, None] + offsets.transpose(0, 2, 1)
+            for index, forecast, row in zip(
+                batch, forecasts, values, strict=True
+            ):  # `replace` would take most of the time
+                quantiles = dict(zip(sorted_levels, row, strict=True))
+                results[index] = Forecast(
+                    forecast.id, forecast.ds, forecast.mean, forecast.warnings, quantiles, forecast.has_fallback
+                )
         return results
 
     def _complete_head_quantiles(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -32,6 +33,8 @@ class HistorySummary:
         change_counts: The number of changes in each sum.
         rollout_states: For networks that read whole histories: the rollout state of each member, as plain arrays by name.
             The key is the number of held steps that the state has read.
+        lowest: The lowest observed value; NaN if there is none, or if it was not kept.
+        highest: The highest observed value; NaN likewise.
     """
 
     last_season_values: Float64[np.ndarray, "phase"]
@@ -39,6 +42,8 @@ class HistorySummary:
     change_sums: tuple[float, float]
     change_counts: tuple[int, int]
     rollout_states: Mapping[int, Sequence[StateArrays]] = field(default_factory=dict)
+    lowest: float = math.nan
+    highest: float = math.nan
 
     @property
     def season(self) -> int:
@@ -67,6 +72,10 @@ def history_scale(
     `history_summary`.
     """
     y = np.asarray(y, dtype=np.float64)
+    if history_summary is None and len(y) > season:
+        total = float(np.abs(y[season:] - y[:-season]).sum())
+        if total > 0:  # and not NaN: nearly every history
+            return total / (len(y) - season)
     observed = y[~np.isnan(y)]
     if history_summary is not None and not np.isnan(history_summary.last_value):
         observed = np.concatenate([[history_summary.last_value], observed])
@@ -130,16 +139,22 @@ def drop_and_summarize(
     )
     seasonal_changes, step_changes = y[season : cut + season] - y[:cut], np.diff(observed)
     last_season_values = np.full(season, np.nan) if history_summary is None else history_summary.last_season_values
-    sums, counts = (
-        ((0.0, 0.0), (0, 0))
+    sums, counts, extremes = (
+        ((0.0, 0.0), (0, 0), (math.nan, math.nan))
         if history_summary is None
-        else (history_summary.change_sums, history_summary.change_counts)
+        else (
+            history_summary.change_sums,
+            history_summary.change_counts,
+            (history_summary.lowest, history_summary.highest),
+        )
     )
     return y[cut:], HistorySummary(
         _fill_last_season(np.concatenate([last_season_values, dropped]), season),
         float(observed[-1]) if len(observed) else float("nan"),
         (sums[0] + float(np.nansum(np.abs(seasonal_changes))), sums[1] + float(np.abs(step_changes).sum())),
         (counts[0] + int((~np.isnan(seasonal_changes)).sum()), counts[1] + len(step_changes)),
+        lowest=float(np.fmin.reduce(dropped, initial=extremes[0])),
+        highest=float(np.fmax.reduce(dropped, initial=extremes[1])),
     )
 
 

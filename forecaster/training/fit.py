@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from forecaster.evaluation.validation import (
     score_origins,
 )
 from forecaster.model.regressor import Regressor, build_network
+from forecaster.prediction.bounds import NON_NEGATIVE_FACT, decide_non_negative
 from forecaster.prediction.predictor import FittedModel
 from forecaster.prediction.scaled_range import SCALED_RANGE_FACT, learn_scaled_range
 from forecaster.prediction.shape_range import SHAPE_RANGE_FACT
@@ -153,7 +154,10 @@ def fit(
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     module.load_state_dict(best_callback.best_weights)
     network, *other_networks = (member.cpu().eval() for member in module.cpu().networks)
+    facts: dict[str, Any] = {NON_NEGATIVE_FACT: decide_non_negative(panel, spec)}
     scaled_range = learn_scaled_range(panel, spec, season=season)
+    if scaled_range is not None:
+        facts[SCALED_RANGE_FACT] = [scaled_range.low, scaled_range.high]
     model = FittedModel(
         spec,
         panel.freq,
@@ -161,7 +165,7 @@ def fit(
         panel.cutoff,
         encoding,
         network,
-        facts={} if scaled_range is None else {SCALED_RANGE_FACT: [scaled_range.low, scaled_range.high]},
+        facts=facts,
         other_networks=tuple(other_networks),
     )
     return FitResult(
@@ -205,6 +209,7 @@ def _use_initial_weights(
     """Returns the result of a fit without steps: the initial weights, and their scores on the validation windows."""
     [network] = networks
     facts = {name: initial.facts[name] for name in (SHAPE_RANGE_FACT,) if name in initial.facts}
+    facts[NON_NEGATIVE_FACT] = decide_non_negative(panel, spec)
     model = FittedModel(spec, panel.freq, season, panel.cutoff, encoding, network.eval(), facts=facts)
     with torch.inference_mode():
         batches = [(score_batch(network, batch), len(batch.seasonal_error)) for batch in data.validation_batches]

@@ -10,6 +10,7 @@ import numpy as np
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.frequency.timestamps import format_timestamp
+from forecaster.prediction.bounds import Bounds
 from forecaster.prediction.predictor import FittedModel
 from forecaster.registry.registry import CHALLENGER
 from forecaster.spec import Spec
@@ -56,7 +57,7 @@ def render_model_card(model: FittedModel) -> str:
         "## Limits",
         "",
         f"A history needs at least {spec.min_steps} steps of the same frequency. Forecasts beyond step {spec.horizon} were never "
-        f"scored. {_describe_intervals(model)}",
+        f"scored. {_describe_intervals(model)} {Bounds.from_facts(spec, facts).describe()}",
         "",
         "```json",
         json.dumps(spec.model_dump(), indent=1),

@@ -59,6 +59,7 @@ def inspect(
     from forecaster.bundle import artifact
     from forecaster.bundle.pretrained.base import BASE_FOLDER, specialize_to_panel
     from forecaster.explain.attribution import MAX_STEPS, explain
+    from forecaster.prediction.bounds import Bounds
     from pipelines.sources import read_panel
 
     validate_counts(horizon=horizon)
@@ -88,6 +89,7 @@ def inspect(
     for note in explanation.notes:
         warn(note)
     _print_explanation(explanation)
+    print(f"{'bounds':14}{Bounds.from_facts(fitted.spec, fitted.facts).describe()}")
     if plot is not None or out is not None:
         from forecaster.explain.plots import build_explanation_table, plot_explanation
 

@@ -20,6 +20,7 @@ from forecaster.evaluation.validation import build_validation_batches, compute_e
 from forecaster.frequency.clock import compute_days_ahead
 from forecaster.frequency.names import are_same_grid
 from forecaster.frequency.timestamps import Timestamp, next_timestamps
+from forecaster.prediction.bounds import without_bounds
 from forecaster.prediction.engine_choice import build_onnx_engine
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.registry.registry import CHALLENGER, CHAMPION
@@ -58,7 +59,9 @@ def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | No
     histories = [result.series[index].take_first(len(result.series[index]) - steps_after_cutoff) for index in chosen]
     horizon, reference = result.horizon, EnsembleEngine([PyTorchEngine(network) for network in model.networks])
     value_range = np.array([_compute_range(history) for history in histories])
-    network_only = replace(model, blend_weights={})  # statistical models are the same on every engine
+    network_only = without_bounds(
+        replace(model, blend_weights={})
+    )  # statistical models and bounds are the same on every engine
     expected = _predict_means(Predictor(network_only, engine=reference), histories, horizon)
     served = artifact.load_predictor(bundle)
     onnx = build_onnx_engine(model)

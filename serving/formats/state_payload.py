@@ -6,7 +6,7 @@ The length of the header (4 bytes, big-endian), the header as JSON, and the arra
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -27,6 +27,7 @@ class _SummaryHeader(StrictModel):
     """A HistorySummary without its arrays.
 
     `memories` has, for each recurrent state, its step and, for every ensemble member, the shapes of its arrays by name.
+    `extremes` are the lowest and the highest value, for models with bounds.
     """
 
     last: float | None
@@ -34,6 +35,7 @@ class _SummaryHeader(StrictModel):
     counts: tuple[int, int]
     season: int = Field(ge=1)
     memories: list[tuple[int, list[dict[str, list[Annotated[int, Field(ge=0)]]]]]]
+    extremes: tuple[float, float] | None = None
 
 
 class _PayloadHeader(StrictModel):
@@ -78,8 +80,11 @@ def encode_payload(
             summary.last_season_values,
             *(array for members in summary.rollout_states.values() for member in members for array in member.values()),
         ]
-    # Without a declared season the header is as before there were any, so that older versions of the service read it.
-    encoded_header = header.model_dump_json(exclude={"declared_season"} if season is None else None).encode()
+    # Without a declared season and extremes the header is as before there were any, for older versions of the service.
+    exclude: dict[str, Any] = {} if season is not None else {"declared_season": True}
+    if header.past is not None and header.past.extremes is None:
+        exclude["past"] = {"extremes": True}
+    encoded_header = header.model_dump_json(exclude=exclude).encode()
     header_length = len(encoded_header).to_bytes(_HEADER_LENGTH_BYTES, "big")
     return b"".join([header_length, encoded_header, *(array.astype("<f8").tobytes() for array in arrays)])
 
@@ -147,6 +152,7 @@ def _build_summary_header(summary: HistorySummary) -> _SummaryHeader:
         counts=summary.change_counts,
         season=summary.season,
         memories=shapes,
+        extremes=None if np.isnan(summary.lowest) else (summary.lowest, summary.highest),
     )
 
 
@@ -163,7 +169,16 @@ def _read_summary(header: _SummaryHeader, reader: _FloatReader, *, steps: int) -
     if _has_out_of_range(last_season_values) or min(*header.changes, *header.counts) < 0 or not is_valid:
         raise ValueError("the summary of the history has numbers out of range")
     last_value = float("nan") if header.last is None else header.last
-    return HistorySummary(last_season_values, last_value, header.changes, header.counts, rollout_states)
+    lowest, highest = header.extremes or (float("nan"), float("nan"))
+    return HistorySummary(
+        last_season_values,
+        last_value,
+        header.changes,
+        header.counts,
+        rollout_states,
+        lowest=lowest,
+        highest=highest,
+    )
 
 
 def _has_out_of_range(values: Float64[np.ndarray, "..."]) -> bool:

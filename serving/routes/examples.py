@@ -184,6 +184,7 @@ RESPONSE_EXAMPLES: Mapping[str, Any] = {
         "min_history": 12,
         "calibration": {"basis": "ranks", "windows": 4},
         "intervals": "calibrated",
+        "bounds": {"lower": 0, "upper": None, "zero": "training_data"},
         "facts": {"scores": {"mase": 0.82}},
         "card": "# hospital\n...",
         "age_s": 812.4,

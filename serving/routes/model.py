@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, Literal
 
 from pydantic import Field
 
 from forecaster.errors import LevelOutOfRange
 from forecaster.frequency.timestamps import format_timestamp
+from forecaster.prediction.bounds import Bounds, ZeroBound
 from serving.deployment.slot import DeployedModel
 from serving.deployment.status import BundleRejectionStatus, FollowerStatus, SlotCheckStatus
 from serving.formats.schema import ModelInfo, StrictModel
@@ -21,6 +23,17 @@ class CalibrationSummary(StrictModel):
         "observed error"
     )
     windows: int = Field(description="number of windows with errors")
+
+
+class BoundsSummary(StrictModel):
+    """The bounds of forecasts. A series whose history lies outside of a bound is forecast without it."""
+
+    lower: float | None = Field(description="forecasts are not below it; null: no lower bound")
+    upper: float | None = Field(description="forecasts are not above it; null: no upper bound")
+    zero: ZeroBound = Field(
+        description="why zero is a lower bound: `training_data` has no negative values; `specification`; `each_history` without "
+        "negative values; `counts` are predicted; or `never`: it is none"
+    )
 
 
 class ModelResponse(StrictModel):
@@ -45,6 +58,7 @@ class ModelResponse(StrictModel):
         description="where the quantiles of `levels` come from: calibrated offsets from the mean, or the network itself; null: "
         "there are none"
     )
+    bounds: BoundsSummary
     facts: dict[str, Any] = Field(
         description="facts about the training from the bundle's manifest: scores, versions, data, choice of the blend"
     )
@@ -75,6 +89,7 @@ def _find_intervals(model: DeployedModel) -> Literal["calibrated", "network"] | 
 def describe_model(model: DeployedModel) -> dict[str, Any]:
     """Returns the fields of a ModelResponse, apart from those about the deployment."""
     fitted_model = model.predictor.fitted_model
+    bounds = Bounds.from_facts(fitted_model.spec, fitted_model.facts)
     table = None if fitted_model.calibration is None else fitted_model.calibration.pool
     return {
         "model": model.info,
@@ -86,6 +101,11 @@ def describe_model(model: DeployedModel) -> dict[str, Any]:
         "min_history": fitted_model.spec.min_steps,
         "calibration": None if table is None else {"basis": table.basis, "windows": table.windows},
         "intervals": _find_intervals(model),
+        "bounds": {
+            "lower": bounds.lowest if isfinite(bounds.lowest) else None,
+            "upper": bounds.upper if isfinite(bounds.upper) else None,
+            "zero": bounds.zero,
+        },
         "facts": fitted_model.facts,
         "card": model.card,
         "age_s": round(model.age_s, 3),

@@ -17,6 +17,7 @@ from forecaster.data.calendar import default_horizon, default_season
 from forecaster.engines.engine import Engine
 from forecaster.errors import BadSpec
 from forecaster.frequency.timestamps import MAX_INTEGER_TIMESTAMP, Timestamp, is_integer_frequency, parse_frequency
+from forecaster.prediction.bounds import EACH_HISTORY, NON_NEGATIVE_FACT
 from forecaster.prediction.fitted_model import StoredModel
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel
@@ -43,6 +44,8 @@ def specialize_base(
 ) -> StoredModel:
     """Returns the pretrained model for data with this frequency and season: the weights are the same for all of them.
 
+    It has no training data with a range of their own: forecasts of each history without negative values are bounded at zero.
+
     Args:
         freq: The frequency of the data.
         horizon: Steps ahead that a test or a fit scores; forecasts of any horizon are possible.
@@ -56,7 +59,8 @@ def specialize_base(
     validate_season(season)
     fields = {} if name is None else {"name": name}
     spec = base_spec(season, horizon=horizon, network=stored.spec.network.model_dump(), **fields)
-    return replace(stored, spec=spec, freq=freq, season=season, cutoff=_first_timestamp(freq, has_zone=False))
+    cutoff, facts = _first_timestamp(freq, has_zone=False), {**stored.facts, NON_NEGATIVE_FACT: EACH_HISTORY}
+    return replace(stored, spec=spec, freq=freq, season=season, cutoff=cutoff, facts=facts)
 
 
 def validate_season(season: int) -> None:

@@ -53,9 +53,9 @@ def render_pretraining_card(model: FittedModel) -> str:
         "",
         "The network reads the history of one series and nothing else. It ignores covariates, static columns, channels, other "
         "series, and the dates of the steps. It knows neither the unit of a series nor its zero: if a constant is added to the "
-        "history or it is multiplied by one, the forecast changes in the same way. So forecasts of a positive series may be "
-        f"negative. A history needs at least {model.spec.min_steps} steps. The quantiles are those of the network; they are not "
-        "calibrated on the data.",
+        "history or it is multiplied by one, the forecast changes in the same way. Therefore forecasts of a history without "
+        f"negative values are clipped at zero. A history needs at least {model.spec.min_steps} steps. The quantiles are those "
+        "of the network; they are not calibrated on the data.",
         "",
         "`benchmarks/pretrained.py` measures the accuracy on observed series, none of which was used in training. "
         "`benchmarks/results/pretrained.md` has the results: for each data set, whether the network is better than simple "

@@ -15,6 +15,7 @@ from forecaster.bundle.pretrained.specification import BASE_BLOCK, BASE_NAME, ba
 from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.errors import NonFiniteLoss
 from forecaster.frequency.timestamps import parse_bounded_timestamp
+from forecaster.prediction.bounds import EACH_HISTORY, NON_NEGATIVE_FACT
 from forecaster.prediction.fitted_model import FittedModel
 from forecaster.prediction.shape_range import SHAPE_RANGE_FACT, compute_shape_features, learn_shape_ranges
 from forecaster.progress import NO_PROGRESS, Progress
@@ -121,6 +122,7 @@ def pretrain(
             "seconds": round(saver.seconds, 1),
             "cpu_seconds": round(saver.cpu_seconds, 1),
             "device": trainer.strategy.root_device.type,
+            NON_NEGATIVE_FACT: EACH_HISTORY,
             SHAPE_RANGE_FACT: {
                 name: list(bounds) for name, bounds in learn_synthetic_ranges(seed=options.seed).items()
             },

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from forecaster.prediction.bounds import NON_NEGATIVE_FACT
 from forecaster.spec import NetworkSpec, TrainingSpec
 from forecaster.training.model_card import render_model_card
 from tests.factories import make_fitted_model, make_spec
@@ -41,3 +42,12 @@ def test_the_card_describes_the_decoder(changes: dict[str, Any], expected: str) 
     card = render_model_card(model)
     assert expected in card
     assert ("own predictions" in card) == (model.spec.decoder == "rollout")
+
+
+@pytest.mark.parametrize(
+    ("is_non_negative", "expected"),
+    [(True, "Forecasts are not below zero, because no value of the training data is."), (False, "are not bounded.")],
+)
+def test_the_card_describes_the_bounds(is_non_negative: bool, expected: str) -> None:
+    model = replace(make_fitted_model(make_spec()), facts={**FACTS, NON_NEGATIVE_FACT: is_non_negative})
+    assert expected in render_model_card(model)

@@ -72,6 +72,7 @@ def test_the_name_base_is_the_pretrained_network(command: str, table: Path, caps
     assert run_command(command, "base", table, "--horizon", 5) == 0
     output = capsys.readouterr()
     assert "The column region of 3 series was ignored" in output.err
+    assert ("bounds        Forecasts are not below zero, if no" in output.out) == (command == "inspect")
     assert {"forecast": "a,2024-02-10", "backtest": "seasonal_naive", "inspect": "half-life"}[command] in output.out
 
 
