@@ -270,12 +270,13 @@ def _explain_dashes(
         return
     others = {name: values for name, values in scores.items() if name not in without_forecast}
     if all(math.isnan(values["mase"]) for values in others.values()):
-        yield "MASE, RMSSE, OWA, +MASE, p: every series is constant before the first cutoff"
+        scaled = "MASE, RMSSE, OWA, MSIS, +MASE, p" if result.quantiles else "MASE, RMSSE, OWA, +MASE, p"
+        yield f"{scaled}: every series is constant before the first cutoff"
     elif all(math.isnan(values["owa"]) for values in others.values()):
         yield "OWA: seasonal naive makes no error in these windows"
     uncalibrated = [name for name in others if name not in result.quantiles]
     if result.quantiles and uncalibrated:
-        yield f"WQL, in 80%, in 95% of {', '.join(uncalibrated)}: no calibrated intervals"
+        yield f"WQL, MSIS, in 80%, in 95% of {', '.join(uncalibrated)}: no calibrated intervals"
 
 
 def _collect_messages(panel: Panel, result: Backtest, models: Mapping[str, FittedModel], season: int) -> list[str]:

@@ -17,7 +17,7 @@ from pipelines.tracking.run import HEADLINE_METRICS, TrackedRun
 
 SCORED_TAG = "scored"  # tag of a run: the column of its forecast table that holds its own model's forecasts
 BACKTEST_FOLDER = "backtest"
-CURVE_METRICS = ("mase", "wql", "crps", "coverage_80", "coverage_95")
+CURVE_METRICS = ("mase", "wql", "crps", "msis_95", "coverage_80", "coverage_95")
 _MAX_HISTORIES = 1000  # series whose histories are stored, for figures
 _HISTORY_HORIZONS, _MAX_HISTORY_STEPS = (
     3,

@@ -204,6 +204,7 @@ def test_the_run_contains_everything_needed_for_comparison(fresh_root: Root, noi
         "bt/mase",
         "bt/crps",
         "bt/wql",
+        "bt/msis_95",
         "bt/coverage_80",
         "bt/coverage_95",
         "bt_h/crps",
