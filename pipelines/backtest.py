@@ -158,7 +158,8 @@ def _count_histories(progress: Progress, forecasters_before: int, done: int, tot
 
 
 def draw_figures(report: BacktestReport) -> dict[str, Figure]:
-    """Draws figures by file name: error by step ahead, the best and the worst series, and calibration if there are intervals."""
+    """Draws figures by file name: error by step ahead, best and worst series; with intervals their calibration and bands."""
+    from forecaster.evaluation.interval_plots import plot_interval_bands, plot_reliability
     from forecaster.evaluation.plots import plot_best_and_worst, plot_calibration, plot_error_by_step
 
     figures = {
@@ -167,6 +168,9 @@ def draw_figures(report: BacktestReport) -> dict[str, Figure]:
     }
     if report.result.quantiles:
         figures["calibration.png"] = plot_calibration(report.result)
+        figures["reliability.png"] = plot_reliability(report.result)
+    if report.model_name in report.result.quantiles:
+        figures["intervals.png"] = plot_interval_bands(report.result, report.model_name)
     return figures
 
 

@@ -232,7 +232,8 @@ def test_plots_are_written_to_a_file_or_a_folder(bundle: Path, table: Path, tmp_
     assert (tmp_path / "error.png").read_bytes().startswith(b"\x89PNG")
     assert run_command("backtest", bundle, table, "--plot", tmp_path / "plots") == 0
     names = sorted(path.name for path in (tmp_path / "plots").iterdir())
-    assert names == ["best_and_worst.png", "calibration.png", "error_by_horizon.png"]
+    expected = ["best_and_worst.png", "calibration.png", "error_by_horizon.png", "intervals.png", "reliability.png"]
+    assert names == expected
     assert run_command("backtest", bundle, table, "--plot", tmp_path / "plots") == 0, "an existing folder is accepted"
 
 
@@ -323,12 +324,15 @@ def test_a_tracked_backtest_compares_with_the_champion_under_the_metric_names_of
     assert list_artifacts(client, run_id, "backtest") == {
         "backtest/forecasts.parquet",
         "backtest/histories.parquet",
+        "backtest/reliability.parquet",
         "backtest/scores.parquet",
     }
     assert list_artifacts(client, run_id, "plots") == {
         "plots/best_and_worst.png",
         "plots/calibration.png",
         "plots/error_by_horizon.png",
+        "plots/intervals.png",
+        "plots/reliability.png",
     }
     tags = run.data.tags
     assert tags["trigger"] == "backtest"

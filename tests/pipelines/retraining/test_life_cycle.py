@@ -230,15 +230,18 @@ def test_the_run_contains_everything_needed_for_comparison(fresh_root: Root, noi
     assert np.mean([point.value for point in curve]) == pytest.approx(scores["mase"])
 
     paths = list_run_files(client, training.run_id)
-    assert len({path for path in paths if path.startswith("images/")}) == 6, "three figures, small and large"
+    assert len({path for path in paths if path.startswith("images/")}) == 10, "five figures, small and large"
     assert {path for path in paths if not path.startswith("images/")} == {
         "backtest/forecasts.parquet",
         "backtest/histories.parquet",
+        "backtest/reliability.parquet",
         "backtest/scores.parquet",
         "model_card.md",
         "plots/calibration.png",
         "plots/error_by_horizon.png",
         "plots/forecast.png",
+        "plots/intervals.png",
+        "plots/reliability.png",
     }
     num_training_steps = 60 - 2 * 4
     cutoff = pd.Timestamp("2026-01-01") + pd.Timedelta(hours=num_training_steps - 1)
