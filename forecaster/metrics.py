@@ -9,6 +9,8 @@ from forecaster.shapes import Float64
 HorizonArray = Float64[np.ndarray, "*rows horizon"]
 QuantileArray = Float64[np.ndarray, "*rows horizon level"]
 PathArray = Float64[np.ndarray, "*rows path horizon"]
+DECILES = tuple(round(0.1 * number, 1) for number in range(1, 10))
+"""The levels whose mean quantile loss is reported as the weighted quantile loss, as by GluonTS and fev."""
 ScoreValues = float | Float64[np.ndarray, "..."]
 
 

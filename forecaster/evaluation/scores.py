@@ -34,11 +34,10 @@ from forecaster.errors import CovariateUnknown
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.evaluation.rolling_origins import ForecastArray
-from forecaster.metrics import crps_from_quantiles, nanmean, owa, pinball, winkler_score
+from forecaster.metrics import DECILES, crps_from_quantiles, nanmean, owa, pinball, winkler_score
 from forecaster.series import Series
 from forecaster.shapes import Float64, Int
 
-DECILES = tuple(round(0.1 * number, 1) for number in range(1, 10))
 INTERVALS = (0.8, 0.95)
 MSIS_SHARE = 0.95
 """Nominal coverage of the intervals that `msis_95` scores, as in M4."""

@@ -12,8 +12,8 @@ import numpy as np
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import BASELINES, SEASONAL_NAIVE, format_baseline
 from forecaster.evaluation.bootstrap import PairedGain, choose_block_length, compute_paired_gain
-from forecaster.evaluation.scores import DECILES, group_series, interval_bounds, interval_levels, mean_decile_loss
-from forecaster.metrics import nanmean
+from forecaster.evaluation.scores import group_series, interval_bounds, interval_levels, mean_decile_loss
+from forecaster.metrics import DECILES, nanmean
 from forecaster.registry.registry import CHALLENGER, CHAMPION
 from forecaster.shapes import Bool, Float64
 from pipelines.promotion.policy import Policy

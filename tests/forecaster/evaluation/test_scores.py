@@ -14,8 +14,8 @@ from forecaster.errors import CovariateUnknown
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import seasonal_naive, statistical_baseline
 from forecaster.evaluation.calibration import add_quantiles, backtest_quantiles, calibrate_model, interval_coverage
-from forecaster.evaluation.scores import DECILES, SCORED_LEVELS, overall_scores, score_table, scores_by_step
-from forecaster.metrics import interval_width, weighted_quantile_loss
+from forecaster.evaluation.scores import SCORED_LEVELS, overall_scores, score_table, scores_by_step
+from forecaster.metrics import DECILES, interval_width, weighted_quantile_loss
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Panel, Series
 from tests.factories import START, make_fitted_model, make_panel, make_spec, make_wave
