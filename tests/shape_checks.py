@@ -33,6 +33,7 @@ MODULES_WITH_RECORDS = [
     "forecaster.evaluation.drift_detection",
     "forecaster.evaluation.rolling_origins",
     "forecaster.evaluation.bootstrap",
+    "forecaster.evaluation.interval_reliability",
     "forecaster.evaluation.scores",
     "forecaster.evaluation.significance",
     "forecaster.evaluation.validation",

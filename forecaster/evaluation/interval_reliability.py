@@ -6,7 +6,7 @@ An overall coverage of 80 % can hide intervals that cover 95 % of calm series an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from forecaster.evaluation.bootstrap import MAX_VALUES_AT_ONCE, NUM_RESAMPLES, c
 from forecaster.evaluation.rolling_origins import ForecastArray
 from forecaster.evaluation.scores import interval_bounds, interval_levels
 from forecaster.metrics import nanmean
-from forecaster.shapes import Float64, Int
+from forecaster.shapes import Float64
 
 COVERAGE_CONFIDENCE = 0.95
 """Confidence of the bootstrap interval of a coverage."""
@@ -41,7 +41,8 @@ def coverage_by_decile(
 
     By `width`, every interval has a value of its own: its width over the series' scale of MASE. By `volatility`, all intervals
     of a series have one value: the scale of MASE over the mean absolute value of the history before the first cutoff. Both
-    are known when the forecast is made, so calibrated intervals have their nominal coverage in every decile.
+    are known when the forecast is made, so intervals that hold for every kind of series have their nominal coverage in every
+    decile.
 
     The bounds of the coverage are percentiles of a bootstrap in which whole series are drawn with replacement, as the intervals
     of one series depend on each other (Davison and Hinkley 1997, section 3.8). Series that move together carry less information
@@ -62,45 +63,18 @@ def coverage_by_decile(
         InputError: the forecaster has no quantiles, or `by` is unknown.
         LevelOutOfRange: the backtest lacks the levels of this share.
     """
-    _validate(result, name, share=share, by=by)
-    low, high = interval_bounds(result, name, share=share)
-    value = _measure_widths(result, low, high) if by == "width" else _measure_volatility(result)
-    valid = (
-        result.comparable_mask()[:, :, None]
-        & np.isfinite(result.actual)
-        & np.isfinite(low)
-        & np.isfinite(high)
-        & np.isfinite(value)
+    return _build_decile_table(
+        name, [_count_deciles(result, name, share=share, by=by)], seed=seed, num_resamples=num_resamples
     )
-    if not valid.any():
-        return pd.DataFrame(columns=list(COLUMNS))
-    # Deciles of volatility are those of the series, so that each has as many series.
-    ranked = value[valid] if by == "width" else value[valid.any(axis=(1, 2)), 0, 0]
-    inner_edges = np.quantile(ranked, np.arange(1, NUM_DECILES) / NUM_DECILES)
-    deciles = np.searchsorted(inner_edges, value, side="left")
-    inside = (low <= result.actual) & (result.actual <= high)
-    totals, hits = _count_by_series(deciles, valid), _count_by_series(deciles, valid & inside)
-    coverage_lo, coverage_hi = _bootstrap_coverage(totals, hits, seed=seed, num_resamples=num_resamples)
-    rows = []
-    for decile in np.flatnonzero(totals.sum(axis=0)).tolist():
-        members = value[valid & (deciles == decile)]
-        count = int(totals[:, decile].sum())
-        coverage = float(hits[:, decile].sum() / count)
-        bounds = (float(members.min()), float(members.max()))
-        rows.append(
-            (
-                name,
-                share,
-                by,
-                decile + 1,
-                *bounds,
-                count,
-                coverage,
-                float(coverage_lo[decile]),
-                float(coverage_hi[decile]),
-            )
-        )
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def reliability_table(
+    result: Backtest, name: str, *, shares: Sequence[float], seed: int = 0, num_resamples: int = NUM_RESAMPLES
+) -> pd.DataFrame:
+    """Returns `coverage_by_decile` of several shares by both variables, one below the other."""
+    variables: tuple[DecileVariable, ...] = ("width", "volatility")
+    counts = [_count_deciles(result, name, share=share, by=by) for share in shares for by in variables]
+    return _build_decile_table(name, counts, seed=seed, num_resamples=num_resamples)
 
 
 def coverage_by_share(
@@ -153,15 +127,61 @@ def central_shares(levels: Sequence[float]) -> list[float]:
     return [share for share in shares if set(interval_levels(share)) <= set(levels)]
 
 
-def reliability_table(result: Backtest, name: str, *, shares: tuple[float, ...], seed: int = 0) -> pd.DataFrame:
-    """Returns `coverage_by_decile` of several shares by both variables, one below the other."""
-    variables: tuple[DecileVariable, ...] = ("width", "volatility")
-    tables = [
-        coverage_by_decile(result, name, share=share, by=variable, seed=seed)
-        for share in shares
-        for variable in variables
-    ]
-    return pd.concat(tables, ignore_index=True)
+class _DecileCounts(NamedTuple):
+    """The intervals of one share in the deciles of one variable: its range in each, and steps of each series."""
+
+    share: float
+    by: DecileVariable
+    low: Float64[np.ndarray, "decile"]
+    high: Float64[np.ndarray, "decile"]
+    totals: Float64[np.ndarray, "series decile"]
+    hits: Float64[np.ndarray, "series decile"]
+
+
+def _count_deciles(result: Backtest, name: str, *, share: float, by: DecileVariable) -> _DecileCounts:
+    _validate(result, name, share=share, by=by)
+    low, high = interval_bounds(result, name, share=share)
+    value = _measure_widths(result, low, high) if by == "width" else _measure_volatility(result)
+    valid = (
+        result.comparable_mask()[:, :, None]
+        & np.isfinite(result.actual)
+        & np.isfinite(low)
+        & np.isfinite(high)
+        & np.isfinite(value)
+    )
+    # Deciles of volatility are those of the series, so that each has as many series.
+    ranked = value[valid] if by == "width" else value[valid.any(axis=(1, 2)), 0, 0]
+    inner_edges = np.quantile(ranked, np.arange(1, NUM_DECILES) / NUM_DECILES) if len(ranked) else np.zeros(0)
+    deciles = np.searchsorted(inner_edges, value, side="left")
+    inside = valid & (low <= result.actual) & (result.actual <= high)
+    masks = [valid & (deciles == decile) for decile in range(NUM_DECILES)]
+    return _DecileCounts(
+        share,
+        by,
+        low=np.array([np.min(value[mask], initial=np.inf) for mask in masks]),
+        high=np.array([np.max(value[mask], initial=-np.inf) for mask in masks]),
+        totals=np.stack([mask.sum(axis=(1, 2)) for mask in masks], axis=1).astype(np.float64),
+        hits=np.stack([(mask & inside).sum(axis=(1, 2)) for mask in masks], axis=1).astype(np.float64),
+    )
+
+
+def _build_decile_table(
+    name: str, all_counts: Sequence[_DecileCounts], *, seed: int, num_resamples: int
+) -> pd.DataFrame:
+    """Builds the table of `coverage_by_decile`; all shares and variables are resampled together, which is faster."""
+    totals, hits = (
+        np.concatenate([getattr(counts, part) for counts in all_counts], axis=1) for part in ("totals", "hits")
+    )
+    coverage_lo, coverage_hi = _bootstrap_coverage(totals, hits, seed=seed, num_resamples=num_resamples)
+    rows = []
+    for group in np.flatnonzero(totals.sum(axis=0)).tolist():
+        index, decile = divmod(group, NUM_DECILES)
+        counts, num_steps = all_counts[index], int(totals[:, group].sum())
+        coverage = float(hits[:, group].sum() / num_steps)
+        limits = (float(counts.low[decile]), float(counts.high[decile]))
+        bounds = (float(coverage_lo[group]), float(coverage_hi[group]))
+        rows.append((name, counts.share, counts.by, decile + 1, *limits, num_steps, coverage, *bounds))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _validate(result: Backtest, name: str, *, share: float, by: str) -> None:
@@ -197,12 +217,6 @@ def _measure_volatility(result: Backtest) -> ForecastArray:
     levels = np.array([float(nanmean(np.abs(item.y[: len(item) - held_out]))) for item in result.series])
     volatility = result.scale / np.where(levels > 0, levels, np.nan)
     return np.broadcast_to(volatility[:, None, None], result.actual.shape).copy()
-
-
-def _count_by_series(deciles: Int[np.ndarray, "series window horizon"], chosen: np.ndarray) -> CountArray:
-    """Counts the chosen steps of each series in each decile."""
-    counts = [(chosen & (deciles == decile)).sum(axis=(1, 2)) for decile in range(NUM_DECILES)]
-    return np.stack(counts, axis=1).astype(np.float64)
 
 
 def _bootstrap_coverage(

@@ -126,7 +126,11 @@ def test_the_table_of_both_variables_is_tidy_and_empty_without_a_scale() -> None
     assert table.groupby(["share", "by"]).size().to_dict() == dict.fromkeys(
         [(share, by) for share in (0.8, 0.95) for by in ("volatility", "width")], 10
     )
+    single = coverage_by_decile(result, "net", share=0.95, by="width")
+    part = table[(table["share"] == 0.95) & (table["by"] == "width")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(part, single)
     without_scale = replace(result, scale=np.full(SERIES, np.nan))
+    assert reliability_table(without_scale, "net", shares=(0.8, 0.95)).empty
     assert list(coverage_by_decile(without_scale, "net", share=0.8, by="width").columns) == list(COLUMNS)
     assert coverage_by_decile(without_scale, "net", share=0.8, by="width").empty
 

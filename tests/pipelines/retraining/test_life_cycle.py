@@ -74,6 +74,8 @@ def test_a_champion_is_replaced_only_by_a_better_model(fresh_root: Root, noise_d
     worse = retrain(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
     assert not worse.verdict.should_promote
     assert "champion" in str(worse.verdict)
+    [intervals] = [check for check in worse.verdict.checks if check.name == "intervals"]
+    assert "than the champion's" in intervals.reason, "both models have quantiles in the test"
     assert alias_numbers(fresh_root) == {CHAMPION: "1", CHALLENGER: "2"}
     assert worse.champion is not None
     assert worse.champion.facts["run_id"] == first.training.run_id, "the old champion stays in use"
