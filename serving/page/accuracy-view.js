@@ -20,7 +20,7 @@ export function buildAccuracyElements(response) {
   const metricTitle = metric === "mase" ? "MASE" : "Mean absolute error";
   const coverages = Object.keys(overall.coverage ?? {});
   const period = [response.since, response.until].filter(Boolean).map(formatDay).join(" to ");
-  // Recorded for calibrated models only.
+  // Absent where no forecast has the recorded levels.
   const intervalScores = [["wql_recorded", "WQL of 5 levels"], ["msis_95", "MSIS 95%"]]
     .filter(([name]) => typeof overall[name] === "number");
   const toRow = (title, scores) => [title, scores.n, scores.mae, scores.bias, scores.mase,
