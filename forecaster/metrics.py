@@ -8,6 +8,9 @@ from forecaster.shapes import Float64
 
 HorizonArray = Float64[np.ndarray, "*rows horizon"]
 QuantileArray = Float64[np.ndarray, "*rows horizon level"]
+PathArray = Float64[np.ndarray, "*rows path horizon"]
+DECILES = tuple(round(0.1 * number, 1) for number in range(1, 10))
+"""The levels whose mean quantile loss is reported as the weighted quantile loss, as by GluonTS and fev."""
 ScoreValues = float | Float64[np.ndarray, "..."]
 
 
@@ -135,3 +138,25 @@ def msis(
     `scale` is the `seasonal_error` of the row's history.
     """
     return np.asarray(nanmean(winkler_score(actual, lower, upper, level=level), axis=-1) / scale)
+
+
+def energy_score(actual: HorizonArray, paths: PathArray) -> Float64[np.ndarray, "*rows"]:
+    """Energy score of the sample paths of each row: of the joint distribution of all steps, lower is better.
+
+    Gneiting and Raftery 2007, equation 22 with the exponent 1 and the sign of a loss: the mean distance of the paths from the
+    actuals, less half the mean distance of two different paths. With pairs of different paths only, the estimate has no bias
+    for any number of paths (Ferro 2014), and may be below zero by chance. For a single step it estimates the CRPS. Steps
+    without an actual, and steps at which some path is missing, are left out of the distances of their row; NaN where no step
+    remains, or where a row has fewer than two paths.
+    """
+    num_paths = paths.shape[-2]
+    keep = ~(np.isnan(actual) | np.isnan(paths).any(axis=-2))
+    if num_paths < 2:
+        return np.full(actual.shape[:-1], np.nan)
+    valid = np.where(keep[..., None, :], paths, 0.0)
+    error = np.linalg.norm(valid - np.where(keep, actual, 0.0)[..., None, :], axis=-1).mean(axis=-1)
+    distance = np.zeros(actual.shape[:-1])
+    for gap in range(1, num_paths):  # every pair once; all pairs at once would need as much memory as paths times paths
+        distance += np.linalg.norm(valid[..., gap:, :] - valid[..., :-gap, :], axis=-1).sum(axis=-1)
+    spread = distance / (num_paths * (num_paths - 1) / 2)
+    return np.asarray(np.where(keep.any(axis=-1), error - spread / 2, np.nan))

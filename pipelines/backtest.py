@@ -158,7 +158,8 @@ def _count_histories(progress: Progress, forecasters_before: int, done: int, tot
 
 
 def draw_figures(report: BacktestReport) -> dict[str, Figure]:
-    """Draws figures by file name: error by step ahead, the best and the worst series, and calibration if there are intervals."""
+    """Draws figures by file name: error by step ahead, best and worst series; with intervals their calibration and bands."""
+    from forecaster.evaluation.interval_plots import plot_interval_bands, plot_reliability
     from forecaster.evaluation.plots import plot_best_and_worst, plot_calibration, plot_error_by_step
 
     figures = {
@@ -167,6 +168,9 @@ def draw_figures(report: BacktestReport) -> dict[str, Figure]:
     }
     if report.result.quantiles:
         figures["calibration.png"] = plot_calibration(report.result)
+        figures["reliability.png"] = plot_reliability(report.result)
+    if report.model_name in report.result.quantiles:
+        figures["intervals.png"] = plot_interval_bands(report.result, report.model_name)
     return figures
 
 
@@ -270,12 +274,13 @@ def _explain_dashes(
         return
     others = {name: values for name, values in scores.items() if name not in without_forecast}
     if all(math.isnan(values["mase"]) for values in others.values()):
-        yield "MASE, RMSSE, OWA, +MASE, p: every series is constant before the first cutoff"
+        scaled = "MASE, RMSSE, OWA, MSIS, +MASE, p" if result.quantiles else "MASE, RMSSE, OWA, +MASE, p"
+        yield f"{scaled}: every series is constant before the first cutoff"
     elif all(math.isnan(values["owa"]) for values in others.values()):
         yield "OWA: seasonal naive makes no error in these windows"
     uncalibrated = [name for name in others if name not in result.quantiles]
     if result.quantiles and uncalibrated:
-        yield f"WQL, in 80%, in 95% of {', '.join(uncalibrated)}: no calibrated intervals"
+        yield f"WQL, MSIS, in 80%, in 95% of {', '.join(uncalibrated)}: no calibrated intervals"
 
 
 def _collect_messages(panel: Panel, result: Backtest, models: Mapping[str, FittedModel], season: int) -> list[str]:

@@ -34,6 +34,8 @@ MODULES_WITH_RECORDS = [
     "forecaster.evaluation.drift_detection",
     "forecaster.evaluation.rolling_origins",
     "forecaster.evaluation.bootstrap",
+    "forecaster.evaluation.interval_reliability",
+    "forecaster.ledger.accuracy",
     "forecaster.evaluation.scores",
     "forecaster.evaluation.significance",
     "forecaster.evaluation.validation",

@@ -20,7 +20,7 @@ from forecaster.prediction.predictor import Predictor
 from forecaster.progress import Progress
 from forecaster.series import Panel
 
-_REPORTED_METRICS = ("mase", "rmsse", "smape", "mae", "wql", "coverage_80", "coverage_95")
+_REPORTED_METRICS = ("mase", "rmsse", "smape", "mae", "wql", "msis_95", "coverage_80", "coverage_95")
 
 
 def cross_validate(
@@ -85,8 +85,8 @@ def evaluate_model(
 ) -> tuple[pd.DataFrame, int]:
     """Returns the scores of a model and of the baselines, and how many windows with training data were left out.
 
-    The table has one row per forecaster: `forecaster, in_sample, windows, mase, rmsse, smape, mae` and, for a calibrated model,
-    `wql, coverage_80, coverage_95`.
+    The table has one row per forecaster: `forecaster, in_sample, windows, mase, rmsse, smape, mae` and, for a model with
+    quantiles, `wql, msis_95, coverage_80, coverage_95`.
 
     Args:
         panel: All data, which reach beyond the training cutoff.

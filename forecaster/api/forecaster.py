@@ -304,7 +304,7 @@ class Forecaster:
             in_sample: Whether to score windows with training data too, marked in the column `in_sample`.
         Returns:
             A frame of the same library, one row per forecaster: `forecaster, in_sample, windows, mase, rmsse, smape, mae`, and
-            `wql, coverage_80, coverage_95` of a calibrated model.
+            `wql, msis_95, coverage_80, coverage_95` of a model with quantiles.
         Raises:
             InputError: Windows reach into the training data, and `in_sample` is False.
         """

@@ -13,7 +13,7 @@ from forecaster.metrics import nanmean
 from forecaster.shapes import Float64
 
 NUM_RESAMPLES = 999
-_MAX_VALUES_AT_ONCE = 1 << 22  # values of a resampling held in memory
+MAX_VALUES_AT_ONCE = 1 << 22  # values of a resampling held in memory
 
 WindowErrors = Float64[np.ndarray, "series window"]
 
@@ -89,12 +89,12 @@ def compute_paired_gain(
             _resampled_gains(
                 candidate_errors,
                 baseline_errors,
-                _draw_series_counts(rng, series, count) if "series" in resampled_axes else np.ones((count, series)),
+                draw_series_counts(rng, series, count) if "series" in resampled_axes else np.ones((count, series)),
                 _draw_window_counts(rng, windows, block_length, count)
                 if len(resampled_axes) > ("series" in resampled_axes)
                 else None,
             )
-            for count in _chunk_sizes(num_resamples, max(1, _MAX_VALUES_AT_ONCE // series))
+            for count in chunk_sizes(num_resamples, max(1, MAX_VALUES_AT_ONCE // series))
         ]
     )
     fewest = min(units[axis] for axis in resampled_axes)
@@ -148,9 +148,10 @@ def _resampled_gains(
     return np.asarray(1 - np.divide(totals[0], totals[1], out=np.full(len(series_counts), np.nan), where=totals[1] > 0))
 
 
-def _draw_series_counts(
+def draw_series_counts(
     rng: np.random.Generator, num_series: int, num_resamples: int
 ) -> Float64[np.ndarray, "draw series"]:
+    """Returns how often each series is drawn in each resampling, in which as many are drawn with replacement as there are."""
     indices = (
         rng.integers(num_series, size=(num_resamples, num_series)) + num_series * np.arange(num_resamples)[:, None]
     )
@@ -174,6 +175,7 @@ def _draw_window_counts(
     )
 
 
-def _chunk_sizes(total: int, chunk_size: int) -> Iterator[int]:
+def chunk_sizes(total: int, chunk_size: int) -> Iterator[int]:
+    """Yields the sizes of the chunks into which `total` resamplings are cut."""
     for first in range(0, total, chunk_size):
         yield min(chunk_size, total - first)

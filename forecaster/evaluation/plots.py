@@ -13,6 +13,7 @@ from pandas import DatetimeIndex, concat
 from pandas.api.types import is_datetime64_any_dtype
 
 from forecaster.evaluation.baselines import BASELINES
+from forecaster.evaluation.scores import interval_bounds, interval_levels
 from forecaster.metrics import nanmean
 
 if TYPE_CHECKING:
@@ -257,16 +258,16 @@ def plot_best_and_worst(result: Backtest, name: str, *, columns: int = 3) -> Fig
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes_of_row, (label, row_series) in zip(grid, rows, strict=True):
         for axes, series in zip(axes_of_row, row_series, strict=False):
-            _plot_window(axes, result, name, series)
+            plot_window(axes, result, name, series)
             axes.set_title(
-                f"{label}: {_shorten(result.series[series].id)}, MASE {errors[series]:.2f}", loc="left", fontsize=9
+                f"{label}: {shorten(result.series[series].id)}, MASE {errors[series]:.2f}", loc="left", fontsize=9
             )
         for axes in axes_of_row[len(row_series) :]:
             axes.set_axis_off()
     for axes in grid[:, 0]:
         axes.set_ylabel("value", fontsize=8)
     for axes in grid[-1]:
-        axes.set_xlabel(_time_title(result.series[0]), fontsize=8)
+        axes.set_xlabel(time_title(result.series[0]), fontsize=8)
     handles = {
         name: handle for axes in grid.flat for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -299,8 +300,8 @@ def plot_panels(
     return figure
 
 
-def _plot_window(axes: Axes, result: Backtest, name: str, series: int) -> None:
-    """Plots the last window of one series: the end of the history, the actuals, the forecast and its 80 % interval."""
+def plot_window(axes: Axes, result: Backtest, name: str, series: int, *, shares: Sequence[float] = (0.8,)) -> None:
+    """Plots the last window of one series: history, actuals, forecast, and its intervals of these shares."""
     item, horizon = result.series[series], result.horizon
     cut = len(item) - horizon
     first = max(0, cut - max(3 * horizon, 24))
@@ -309,12 +310,13 @@ def _plot_window(axes: Axes, result: Backtest, name: str, series: int) -> None:
     axes.plot(timestamps[first:cut], y[first:cut], color=HISTORY_COLOR, linewidth=1.0, label="history")
     window_timestamps = timestamps[cut - 1 :]
     axes.plot(window_timestamps, y[cut - 1 :], color=ACTUAL_COLOR, linewidth=1.2, label="actuals")
-    if name in result.quantiles and {0.1, 0.9} <= set(result.levels):
-        levels = list(result.levels)
-        low, high = (result.quantiles[name][series, -1, :, levels.index(level)] for level in (0.1, 0.9))
-        axes.fill_between(
-            window_timestamps[1:], low, high, color=FORECAST_COLOR, alpha=0.15, linewidth=0, label="80 % interval"
-        )
+    for share in sorted(shares, reverse=True):
+        if name in result.quantiles and set(interval_levels(share)) <= set(result.levels):
+            low, high = (bound[series, -1] for bound in interval_bounds(result, name, share=share))
+            label = f"{100 * share:g}{INTERVAL_LABEL}"
+            axes.fill_between(
+                window_timestamps[1:], low, high, color=FORECAST_COLOR, alpha=0.15, linewidth=0, label=label
+            )
     axes.plot(window_timestamps[1:], forecast, color=FORECAST_COLOR, linewidth=1.4, label="forecast")
     axes.tick_params(labelsize=8)
     axes.xaxis.get_offset_text().set_fontsize(8)
@@ -326,7 +328,8 @@ def _plot_window(axes: Axes, result: Backtest, name: str, series: int) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
 
 
-def _shorten(name: str) -> str:
+def shorten(name: str) -> str:
+    """Returns the name of a series, cut to the width of a small plot."""
     return name if len(name) <= 24 else f"{name[:23]}…"
 
 
@@ -337,12 +340,13 @@ def _axis_position(axes: Axes, timestamp: Timestamp) -> float:
 
 def _label_series_axes(axes: Axes, series: Series) -> None:
     """Adds the titles of the axes of a series; integer steps get whole ticks."""
-    axes.set(xlabel=_time_title(series), ylabel="value")
+    axes.set(xlabel=time_title(series), ylabel="value")
     if not isinstance(series.timestamps, DatetimeIndex):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _time_title(series: Series) -> str:
+def time_title(series: Series) -> str:
+    """Returns the title of the time axis of a series."""
     return "time" if isinstance(series.timestamps, DatetimeIndex) else "step"
 
 

@@ -11,14 +11,15 @@ Only windows with a forecast of every forecaster enter a score, so that all are 
 | `owa_naive2` | M4's own, where Naive 2 is among the forecasters |
 | `wql` | weighted quantile loss, the mean over the nine deciles (Salinas et al. 2020) |
 | `crps` | continuous ranked probability score, scaled as `mase` is; for a forecast without any spread it equals the MASE |
+| `msis_95` | mean scaled interval score of the 95 % interval, as in M4 (Makridakis et al. 2020): lower is better |
 | `coverage_80`, `coverage_95` | share of actuals within the interval |
 | `width_80`, `width_95` | mean width of the interval, in units of the data |
 | `stand_ins` | windows at which the forecaster failed and seasonal naive was used instead (or no forecast was made) |
 
-For a history that is not longer than a season, `mase`, `rmsse` and `crps` are relative to the error of the last value.
+For a history that is not longer than a season, `mase`, `rmsse`, `crps` and `msis_95` are relative to the error of the last value.
 `crps` is approximated from the quantiles of SCORED_LEVELS (Gneiting and Ranjan 2011, by the trapezoidal rule).
 Errors are averaged over the windows and steps of each series, then over series. `wql` and `coverage` are pooled over
-all windows and steps; they and `width` exist only for forecasters with calibrated quantiles.
+all windows and steps; they, `crps`, `msis_95` and `width` exist only for forecasters with quantiles.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ from forecaster.errors import CovariateUnknown
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.evaluation.rolling_origins import ForecastArray
-from forecaster.metrics import crps_from_quantiles, nanmean, owa, pinball
+from forecaster.metrics import DECILES, crps_from_quantiles, nanmean, owa, pinball, winkler_score
 from forecaster.series import Series
 from forecaster.shapes import Float64, Int
 
-DECILES = tuple(round(0.1 * number, 1) for number in range(1, 10))
 INTERVALS = (0.8, 0.95)
+MSIS_SHARE = 0.95
+"""Nominal coverage of the intervals that `msis_95` scores, as in M4."""
 SCORED_LEVELS = tuple(
     sorted({*DECILES, *(round((1 + side * share) / 2, 6) for share in INTERVALS for side in (-1, 1))})
 )
@@ -104,6 +106,30 @@ def scores_by_step(table: pd.DataFrame, forecaster: str, metric: str) -> list[fl
     return [float(value) for value in rows.sort_values("step")["value"]]
 
 
+def interval_levels(share: float) -> tuple[float, float]:
+    """Returns the levels of the bounds of the central interval with a nominal coverage: 0.1 and 0.9 for 0.8."""
+    return round((1 - share) / 2, 6), round((1 + share) / 2, 6)
+
+
+def interval_bounds(result: Backtest, name: str, *, share: float) -> tuple[ForecastArray, ForecastArray]:
+    """Returns the bounds of a forecaster's central intervals; `result.levels` has the levels of this share."""
+    levels = list(result.levels)
+    low, high = (result.quantiles[name][..., levels.index(level)] for level in interval_levels(share))
+    return low, high
+
+
+def mean_decile_loss(result: Backtest, name: str) -> ForecastArray:
+    """Returns twice the pinball loss of each step, the mean over DECILES; NaN where not comparable or unobserved.
+
+    Its sum over the sum of the absolute actuals is `wql`. `result.levels` has all DECILES.
+    """
+    actual, levels = _mask_incomparable(result, result.actual), list(result.levels)
+    loss = np.zeros_like(actual)
+    for level in DECILES:  # one level at a time: all at once take nine times the memory
+        loss += pinball(actual, result.quantiles[name][..., [levels.index(level)]], np.array([level]))[..., 0]
+    return np.asarray(2 * loss / len(DECILES))
+
+
 class _WeightedSum(NamedTuple):
     """The contribution of each series to a score: a group's score is its sum of totals over its sum of weights."""
 
@@ -157,22 +183,17 @@ def _interval_scores(
     if name not in result.quantiles or not set(SCORED_LEVELS) <= set(result.levels):
         return
     actual, levels = _mask_incomparable(result, result.actual), list(result.levels)
-    loss = nanmean(
-        np.stack(
-            [
-                pinball(actual, result.quantiles[name][..., [levels.index(level)]], np.array([level]))[..., 0]
-                for level in DECILES
-            ]
-        ),
-        axis=0,
-    )
+    loss = mean_decile_loss(result, name)
     size = np.where(np.isnan(loss), np.nan, np.abs(actual))
-    yield "wql", _WeightedSum(2 * _sum_by_step(loss), _sum_by_step(size)).by_group(codes, num_groups)
+    yield "wql", _WeightedSum(_sum_by_step(loss), _sum_by_step(size)).by_group(codes, num_groups)
     level_indices = [levels.index(level) for level in SCORED_LEVELS]
     crps = crps_from_quantiles(actual, result.quantiles[name][..., level_indices], np.array(SCORED_LEVELS))
     yield "crps", _series_mean(_mean_by_step(crps) / result.scale[:, None]).by_group(codes, num_groups)
+    low, high = interval_bounds(result, name, share=MSIS_SHARE)
+    interval_scores = winkler_score(actual, low, high, level=MSIS_SHARE) / result.scale[:, None, None]
+    yield "msis_95", _series_mean(_mean_by_step(interval_scores)).by_group(codes, num_groups)
     for share in INTERVALS:
-        low, high = (result.quantiles[name][..., levels.index(round((1 + side * share) / 2, 6))] for side in (-1, 1))
+        low, high = interval_bounds(result, name, share=share)
         valid = np.isfinite(actual) & np.isfinite(low) & np.isfinite(high)
         inside = np.where(valid, (low <= actual) & (actual <= high), np.nan)
         percent = round(100 * share)

@@ -11,9 +11,14 @@ import numpy as np
 import pandas as pd
 
 from forecaster.ledger.records import INTERVAL_LEVELS, RECORDED_LEVELS, ForecastFilter
+from forecaster.metrics import pinball, winkler_score
+from forecaster.shapes import Float64
 
 if TYPE_CHECKING:
     from forecaster.ledger.store import Ledger
+
+
+_MSIS_SHARE = 0.95
 
 
 class AccuracyScore(NamedTuple):
@@ -26,6 +31,9 @@ class AccuracyScore(NamedTuple):
         mase: Mean of the absolute errors, each over seasonal naive's on the history at that time.
         coverage: By nominal share, the share of actuals within the interval.
         width: By nominal share, the mean width of the interval.
+        wql_recorded: The weighted quantile loss of the pairs with all of RECORDED_LEVELS, the mean over these levels. It is not
+            the `wql` of a backtest, whose nine deciles the ledger does not have.
+        msis_95: Mean interval score of the 95 % intervals, each over seasonal naive's error on the history at that time.
     """
 
     n: int
@@ -34,6 +42,8 @@ class AccuracyScore(NamedTuple):
     mase: float | None
     coverage: Mapping[float, float]
     width: Mapping[float, float]
+    wql_recorded: float | None
+    msis_95: float | None
 
 
 class Accuracy(NamedTuple):
@@ -142,8 +152,21 @@ def _sum_errors(frame: pd.DataFrame) -> pd.DataFrame:
         columns[f"n_{share}"] = valid.astype(np.float64)
         columns[f"inside_{share}"] = (valid & (lower <= actual) & (actual <= upper)).astype(np.float64)
         columns[f"width_{share}"] = np.where(valid, upper - lower, 0.0)
+    columns |= _sum_quantile_losses(frame, actual)
+    lower, upper = (frame[level].to_numpy(np.float64) for level in INTERVAL_LEVELS[_MSIS_SHARE])
+    interval_scores = winkler_score(actual, lower, upper, level=_MSIS_SHARE) / np.where(usable, scale, np.nan)
+    columns["msis_n"] = np.isfinite(interval_scores).astype(np.float64)
+    columns["msis"] = np.nan_to_num(interval_scores)
     sums = pd.DataFrame(columns).groupby([frame["part"], frame["step"]], dropna=False).sum()
     return sums.astype(np.float64)
+
+
+def _sum_quantile_losses(frame: pd.DataFrame, actual: Float64[np.ndarray, "pair"]) -> dict[str, Any]:
+    """Returns the quantile loss of each pair and the absolute actual that weights it; 0 where a recorded level is missing."""
+    quantiles = np.stack([frame[level].to_numpy(np.float64) for level in RECORDED_LEVELS], axis=1)
+    loss = 2 * pinball(actual, quantiles, np.array(RECORDED_LEVELS)).mean(axis=1)
+    valid = np.isfinite(loss)
+    return {"loss": np.where(valid, loss, 0.0), "loss_size": np.where(valid, np.abs(actual), 0.0)}
 
 
 def _score_from_sums(sums: Mapping[Any, float]) -> AccuracyScore:
@@ -158,6 +181,8 @@ def _score_from_sums(sums: Mapping[Any, float]) -> AccuracyScore:
         _ratio(sums.get("scaled"), sums.get("scaled_n")),
         coverage,
         {share: sums[f"width_{share}"] / sums[f"n_{share}"] for share in coverage},
+        _ratio(sums.get("loss"), sums.get("loss_size")),
+        _ratio(sums.get("msis"), sums.get("msis_n")),
     )
 
 

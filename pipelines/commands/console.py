@@ -144,6 +144,7 @@ _SCORE_COLUMNS = {
     "mae": "MAE",
     "owa": "OWA",
     "wql": "WQL",
+    "msis_95": "MSIS",
     "coverage_80": "in 80%",
     "coverage_95": "in 95%",
 }

@@ -81,7 +81,8 @@ def monitor(
     if overall.mae is not None:
         mase = "" if overall.mase is None else f", MASE {overall.mase:.4f}"
         shares = "".join(f", {100 * value:.1f} % within {100 * share:g} %" for share, value in overall.coverage.items())
-        print(f"MAE {overall.mae:.4g}, bias {overall.bias:.4g}{mase}{shares}")
+        msis = "" if overall.msis_95 is None else f", MSIS {overall.msis_95:.4g}"
+        print(f"MAE {overall.mae:.4g}, bias {overall.bias:.4g}{mase}{shares}{msis}")
     for finding in report.findings:
         status = "action" if finding.calls else "not measured" if finding.calls is None else "ok"
         print(f"{status:13}{finding.name}: {finding.reason}")

@@ -97,6 +97,8 @@ def render_report_prometheus(report: MonitoringReport) -> str:
     add_gauge("mae", "Mean absolute error", [({}, overall.mae)])
     add_gauge("bias", "Mean of forecast minus actual", [({}, overall.bias)])
     add_gauge("mase", "Mean absolute error divided by that of seasonal naive", [({}, overall.mase)])
+    add_gauge("wql_recorded", "Weighted quantile loss over the recorded levels", [({}, overall.wql_recorded)])
+    add_gauge("msis_95", "Mean scaled interval score of the 95 % intervals", [({}, overall.msis_95)])
     add_gauge(
         "step_mae", "Mean absolute error by step ahead", [({"step": str(step)}, score.mae) for step, score in steps]
     )
@@ -117,7 +119,13 @@ def render_report_prometheus(report: MonitoringReport) -> str:
 def build_run_metrics(report: MonitoringReport) -> dict[str, float]:
     """Returns the metrics of the report that are recorded in an MLflow run."""
     overall = report.accuracy.overall
-    values = {"mae": overall.mae, "bias": overall.bias, "mase": overall.mase}
+    values = {
+        "mae": overall.mae,
+        "bias": overall.bias,
+        "mase": overall.mase,
+        "wql_recorded": overall.wql_recorded,
+        "msis_95": overall.msis_95,
+    }
     values |= {f"coverage_{round(100 * share)}": value for share, value in overall.coverage.items()}
     values |= {"forecasts": float(report.span.forecasts), "scored": float(report.accuracy.scored)}
     values |= {
@@ -150,11 +158,11 @@ def _render_finding_row(finding: Finding) -> str:
 def _render_score_table(heading: str, column: str, rows: list[tuple[str, AccuracyScore]]) -> Iterator[str]:
     if not rows:
         return
-    names = ("n", "MAE", "bias", "MASE", "within 80 %", "within 95 %")
+    names = ("n", "MAE", "bias", "MASE", "within 80 %", "within 95 %", "WQL of 5 levels", "MSIS")
     yield f"<h2>{heading}</h2><table><tr><th>{column}</th>{''.join(f'<th>{name}</th>' for name in names)}</tr>"
     for name, score in rows:
         coverage = (score.coverage.get(NOMINAL_COVERAGE), score.coverage.get(0.95))
-        values = (score.n, score.mae, score.bias, score.mase, *coverage)
+        values = (score.n, score.mae, score.bias, score.mase, *coverage, score.wql_recorded, score.msis_95)
         yield (
             f"<tr><td>{escape(name)}</td>"
             + "".join(f'<td class="number">{_format_number(value)}</td>' for value in values)

@@ -12,15 +12,16 @@ import numpy as np
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import BASELINES, SEASONAL_NAIVE, format_baseline
 from forecaster.evaluation.bootstrap import PairedGain, choose_block_length, compute_paired_gain
-from forecaster.evaluation.scores import group_series
-from forecaster.metrics import nanmean
+from forecaster.evaluation.scores import group_series, interval_bounds, interval_levels, mean_decile_loss
+from forecaster.metrics import DECILES, nanmean
 from forecaster.registry.registry import CHALLENGER, CHAMPION
 from forecaster.shapes import Bool, Float64
 from pipelines.promotion.policy import Policy
 
 NOMINAL_COVERAGE = 0.8  # nominal coverage of the intervals that are checked
 _EXACT_SHARE = 1e-6  # about the rounding error of networks in float32
-GATE_LEVELS = tuple(round((1 + side * NOMINAL_COVERAGE) / 2, 6) for side in (-1, 1))
+GATE_LEVELS = DECILES
+"""The quantile levels that the checks of intervals need; they include the bounds of the checked intervals."""
 
 
 class Evidence(NamedTuple):
@@ -108,18 +109,7 @@ def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | N
     floor = _compute_error_floor(result)
     has_champion = CHAMPION in result.forecasts
     is_comparable = has_champion and bool(np.isfinite(errors[CHALLENGER] - errors[CHAMPION]).any())
-    windows = result.actual.shape[1]
-    gain = None
-    if is_comparable:
-        block_length = choose_block_length(windows=windows, horizon=result.horizon, stride=result.stride)
-        gain = compute_paired_gain(
-            np.maximum(errors[CHALLENGER], floor),
-            np.maximum(errors[CHAMPION], floor),
-            block_length=block_length,
-            min_units=policy.least,
-            confidence=policy.confidence,
-            seed=policy.seed,
-        )
+    gain = _compute_gain(result, errors, floor, policy) if is_comparable else None
     group_gains: tuple[GroupGain, ...] = ()
     if is_comparable:
         group_gains = tuple(_compute_group_gains(result, errors, floor, policy))
@@ -134,6 +124,7 @@ def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | N
         _check_worst_group(group_gains, policy),
         _check_plausibility(mean_errors, policy, floor=floor, is_comparable=is_comparable),
         _check_coverage(result, policy),
+        _check_intervals(result, floor, policy),
         *_check_evidence(evidence, policy),
     )
     return Verdict(checks, gain, group_gains)
@@ -224,6 +215,26 @@ def _compute_errors(result: Backtest, name: str) -> Float64[np.ndarray, "series 
         keep = result.comparable_mask()[:, :, None]
         scaled = np.where(keep, np.abs(result.actual - result.forecasts[name]), np.nan)
     return nanmean(scaled, axis=2)
+
+
+def _compute_gain(
+    result: Backtest, errors: Mapping[str, Float64[np.ndarray, "series window"]], floor: float, policy: Policy
+) -> PairedGain:
+    """Compares the errors of challenger and champion by a paired bootstrap; those below the floor count as the floor."""
+    return compute_paired_gain(
+        np.maximum(errors[CHALLENGER], floor),
+        np.maximum(errors[CHAMPION], floor),
+        block_length=choose_block_length(windows=result.actual.shape[1], horizon=result.horizon, stride=result.stride),
+        min_units=policy.least,
+        confidence=policy.confidence,
+        seed=policy.seed,
+    )
+
+
+def _compute_interval_losses(result: Backtest, name: str) -> Float64[np.ndarray, "series window"]:
+    """Returns the quantile loss of each series in each window, the mean over deciles, over the series' scale as for errors."""
+    scale = result.scale if np.isfinite(result.scale).any() else np.ones(len(result.scale))
+    return nanmean(mean_decile_loss(result, name) / scale[:, None, None], axis=2)
 
 
 def _compute_error_floor(result: Backtest) -> float:
@@ -380,11 +391,10 @@ def _check_plausibility(mean_errors: dict[str, float], policy: Policy, *, floor:
 
 def _check_coverage(result: Backtest, policy: Policy) -> Check:
     bounds = result.quantiles.get(CHALLENGER)
-    if bounds is None or not set(GATE_LEVELS) <= set(result.levels):
+    if bounds is None or not set(interval_levels(NOMINAL_COVERAGE)) <= set(result.levels):
         reason = "the challenger has no calibrated intervals"
         return Check("coverage", False if policy.intervals else None, None, policy.coverage_room, reason)
-    levels = list(result.levels)
-    low, high = (bounds[..., levels.index(level)] for level in GATE_LEVELS)
+    low, high = interval_bounds(result, CHALLENGER, share=NOMINAL_COVERAGE)
     observed = np.isfinite(result.actual) & np.isfinite(low) & np.isfinite(high)
     if not observed.any():
         return Check("coverage", False, None, policy.coverage_room, "there is no observed value with an interval")
@@ -397,6 +407,32 @@ def _check_coverage(result: Backtest, policy: Policy) -> Check:
         f"(tolerance {_format_percent(tolerance)})"
     )
     return Check("coverage", abs(share - NOMINAL_COVERAGE) <= tolerance, share, tolerance, reason)
+
+
+def _check_intervals(result: Backtest, floor: float, policy: Policy) -> Check:
+    """Fails if the quantile loss is worse than the champion's by more than the policy allows, and chance does not explain it."""
+
+    def not_applicable(reason: str) -> Check:
+        return Check("intervals", None, None, policy.interval_room, reason)
+
+    if CHAMPION not in result.forecasts:
+        return not_applicable("there is no champion")
+    without = [name for name in (CHALLENGER, CHAMPION) if name not in result.quantiles]
+    if without or not set(GATE_LEVELS) <= set(result.levels):
+        return not_applicable(f"no quantiles of the {' and the '.join(without or (CHALLENGER, CHAMPION))} to compare")
+    gain = _compute_gain(
+        result, {name: _compute_interval_losses(result, name) for name in (CHALLENGER, CHAMPION)}, floor, policy
+    )
+    if math.isnan(gain.low):
+        return not_applicable("too few series and windows have quantiles of both to compare")
+    # The upper confidence bound of the gain is as far above it as the lower one is below.
+    proved_loss = gain.low - 2 * gain.gain
+    reason = (
+        f"the weighted quantile loss is {_format_percent(abs(gain.gain))} {'better' if gain.gain >= 0 else 'worse'} than the "
+        f"champion's ({_format_percent(max(proved_loss, 0))} worse at least, at {100 * policy.confidence:g} % confidence; "
+        f"limit {_format_percent(policy.interval_room)})"
+    )
+    return Check("intervals", proved_loss <= policy.interval_room, proved_loss, policy.interval_room, reason)
 
 
 def _check_upper_bound(name: str, value: float | None, bound: float, description: str) -> Check:

@@ -27,6 +27,8 @@ class Policy(BaseModel):
         group_least: Smallest number of series of a group that is checked.
         implausible: An error below this share of the better of seasonal naive and champion counts as a leak of the future.
         coverage_room: Tolerance of the coverage of the 80 % intervals, in addition to two standard errors.
+        interval_room: Share by which the weighted quantile loss may exceed the champion's; a challenger is rejected if it exceeds
+            it with the confidence above.
         intervals: Whether a challenger must have calibrated intervals.
         exposure_gap: Largest ratio of free-running to one-step errors.
         megabytes: Largest size of the bundle, in 10^6 bytes.
@@ -49,6 +51,7 @@ class Policy(BaseModel):
     group_least: Annotated[int, Field(ge=1)] = 5
     implausible: Share = 0.02
     coverage_room: Share = 0.1
+    interval_room: Annotated[float, Field(ge=0)] = 0.01
     intervals: bool = False
     exposure_gap: Annotated[float, Field(gt=0)] = 5.0
     megabytes: Annotated[float, Field(gt=0)] = 256.0

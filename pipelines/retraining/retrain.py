@@ -169,7 +169,10 @@ def judge_and_promote(
     training, version, champion_version, champion = candidate
     assert training.backtest is not None
     Registry(root.store_uri).set_alias(version, CHALLENGER)
-    result = add_quantiles(training.backtest, {CHALLENGER: training.model}, levels=GATE_LEVELS)
+    models = {CHALLENGER: training.model}
+    if champion is not None and CHAMPION in training.backtest.forecasts:
+        models[CHAMPION] = champion
+    result = add_quantiles(training.backtest, models, levels=GATE_LEVELS)
     fail_point("judge.before")
     verdict = judge(result, policy, measure_bundle(training.bundle, result, champion=champion, now=now))
     fail_point("judge.decided")

@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 
 from forecaster.evaluation.backtest import Backtest
-from forecaster.evaluation.scores import overall_scores, scores_by_step
+from forecaster.evaluation.interval_reliability import reliability_table
+from forecaster.evaluation.scores import INTERVALS, SCORED_LEVELS, overall_scores, scores_by_step
 from pipelines.tracking.run import HEADLINE_METRICS, TrackedRun
 
 SCORED_TAG = "scored"  # tag of a run: the column of its forecast table that holds its own model's forecasts
 BACKTEST_FOLDER = "backtest"
-CURVE_METRICS = ("mase", "wql", "crps", "coverage_80", "coverage_95")
+CURVE_METRICS = ("mase", "wql", "crps", "msis_95", "coverage_80", "coverage_95")
 _MAX_HISTORIES = 1000  # series whose histories are stored, for figures
 _HISTORY_HORIZONS, _MAX_HISTORY_STEPS = (
     3,
@@ -46,7 +47,7 @@ def record_backtest(
     """Records the scores and the raw forecasts of a backtest in a run.
 
     The scores of the run's own model are named `bt/mase` and `bt_h/mase` (step = step ahead), those of other models
-    `bt/NAME/mase` and `bt_h/NAME/mase`.
+    `bt/NAME/mase` and `bt_h/NAME/mase`. For models with intervals the coverage by decile is stored as well.
 
     Args:
         run: The run to write to.
@@ -72,12 +73,16 @@ def record_backtest(
                     f"bt_h/{metric}" if name == model_name else f"bt_h/{_sanitize_metric_name(name)}/{metric}", values
                 )
     run.set_tag(SCORED_TAG, model_name)
+    tables = {
+        "forecasts": _build_forecast_table(result, levels),
+        "histories": _build_history_table(result),
+        "scores": scores,
+    }
+    if result.quantiles and set(SCORED_LEVELS) <= set(result.levels):
+        reliability = [reliability_table(result, name, shares=INTERVALS) for name in result.quantiles]
+        tables["reliability"] = pd.concat(reliability, ignore_index=True)
     with tempfile.TemporaryDirectory() as folder:
-        for name, table in (
-            ("forecasts", _build_forecast_table(result, levels)),
-            ("histories", _build_history_table(result)),
-            ("scores", scores),
-        ):
+        for name, table in tables.items():
             table.to_parquet(Path(folder) / f"{name}.parquet", index=False, compression="zstd")
         run.log_artifacts(Path(folder), BACKTEST_FOLDER)
 

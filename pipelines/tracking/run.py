@@ -45,6 +45,7 @@ HEADLINE_METRICS = frozenset(
         "bt/owa_naive2",
         "bt/crps",
         "bt/wql",
+        "bt/msis_95",
         "bt/coverage_80",
         "bt/coverage_95",
         "bt/width_80",

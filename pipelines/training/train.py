@@ -15,6 +15,7 @@ from forecaster.errors import InputError
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import ForecastFunction
 from forecaster.evaluation.calibration import add_quantiles
+from forecaster.evaluation.interval_plots import plot_interval_bands, plot_reliability
 from forecaster.evaluation.plots import plot_calibration, plot_error_by_step, plot_origins
 from forecaster.evaluation.scores import INTERVALS, SCORED_LEVELS, score_table
 from forecaster.evaluation.validation import build_validation_batches, compute_exposure_gap
@@ -220,6 +221,8 @@ def _log_figures(run: TrackedRun, result: Backtest) -> None:
     run.log_figure("plots/error_by_horizon.png", plot_error_by_step(result))
     if result.quantiles:
         run.log_figure("plots/calibration.png", plot_calibration(result))
+        run.log_figure("plots/reliability.png", plot_reliability(result))
+        run.log_figure("plots/intervals.png", plot_interval_bands(result, CHALLENGER))
 
 
 def _log_scores(run: TrackedRun, spec: Spec, fitted: FitResult, result: Backtest | None, *, seconds: float) -> None:

@@ -82,6 +82,10 @@ class PredictorProtocol(Protocol):
     def fitted_model(self) -> FittedModelProtocol:
         """The fitted model."""
 
+    @property
+    def has_quantiles(self) -> bool:
+        """Whether forecasts may have quantiles."""
+
     def forecast_batch(
         self,
         series: Sequence[Series],

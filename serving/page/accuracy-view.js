@@ -20,12 +20,16 @@ export function buildAccuracyElements(response) {
   const metricTitle = metric === "mase" ? "MASE" : "Mean absolute error";
   const coverages = Object.keys(overall.coverage ?? {});
   const period = [response.since, response.until].filter(Boolean).map(formatDay).join(" to ");
+  // Absent where no forecast has the recorded levels.
+  const intervalScores = [["wql_recorded", "WQL of 5 levels"], ["msis_95", "MSIS 95%"]]
+    .filter(([name]) => typeof overall[name] === "number");
   const toRow = (title, scores) => [title, scores.n, scores.mae, scores.bias, scores.mase,
+    ...intervalScores.map(([name]) => scores[name] ?? null),
     ...coverages.map((coverage) => {
       const observed = scores.coverage?.[coverage];
       return typeof observed === "number" ? formatPercent(observed) : null;
     })];
-  const header = ["Step", "Scored", "MAE", "Bias", "MASE",
+  const header = ["Step", "Scored", "MAE", "Bias", "MASE", ...intervalScores.map(([, title]) => title),
     ...coverages.map((coverage) => `${formatPercent(Number(coverage))} coverage`)];
   const rows = [toRow("all", overall), ...steps.map((step) => toRow(String(step.step), step))];
   return [

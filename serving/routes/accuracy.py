@@ -40,6 +40,16 @@ class AccuracyMetrics(StrictModel):
     )
     coverage: dict[str, float] = Field(description="share of actuals inside the interval, by nominal coverage")
     width: dict[str, float] = Field(description="mean width of the interval, by nominal coverage")
+    wql_recorded: float | None = Field(
+        default=None,
+        description="weighted quantile loss of the forecasts with all recorded levels (0.025, 0.1, 0.5, 0.9, 0.975), the mean "
+        "over these levels; not the `wql` of a backtest, whose nine deciles are not recorded",
+    )
+    msis_95: float | None = Field(
+        default=None,
+        description="mean interval score of the 95 % intervals, each divided by the error of seasonal naive on the history of "
+        "the request (MSIS of M4)",
+    )
 
 
 class StepAccuracyMetrics(AccuracyMetrics):

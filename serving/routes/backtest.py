@@ -13,7 +13,7 @@ from forecaster.data.batching import repeat_season
 from forecaster.data.split import rolling_origins
 from forecaster.errors import ForecasterError, HistoryTooShort
 from forecaster.frequency.timestamps import format_timestamp, is_earlier
-from forecaster.metrics import mae, nanmean, scale_season, seasonal_error, smape
+from forecaster.metrics import DECILES, mae, nanmean, pinball, scale_season, seasonal_error, smape, winkler_score
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
 from serving.asgi.admission import one_by_one
@@ -37,6 +37,9 @@ from serving.formats.series import ParsedSeries, parse_series
 from serving.settings import Settings
 
 MAX_WINDOWS = 100
+MSIS_SHARE, MSIS_LEVELS = 0.95, (0.025, 0.975)
+SCORED_LEVELS = (*DECILES, *MSIS_LEVELS)
+"""The quantile levels that the interval scores need, whatever the request has."""
 OptionalScore = float | None  # null if nothing could be scored
 
 
@@ -70,6 +73,16 @@ class BacktestScores(StrictModel):
     smape: OptionalScore = Field(description="symmetric mean absolute percentage error, from 0 to 200")
     mase_by_step: list[OptionalScore]
     mae_by_step: list[OptionalScore]
+    wql: OptionalScore = Field(
+        default=None,
+        description="weighted quantile loss, the mean over the nine deciles, with sums over all series and windows; null for "
+        "forecasts without quantiles",
+    )
+    msis_95: OptionalScore = Field(
+        default=None,
+        description="mean interval score of the 95 % intervals divided by the error of seasonal naive before the first origin "
+        "(MSIS of M4); null for forecasts without quantiles",
+    )
 
 
 class BacktestComparison(StrictModel):
@@ -126,6 +139,8 @@ class _WindowValues(NamedTuple):
     naive: Float64[np.ndarray, "window horizon"]
     is_below: Float64[np.ndarray, "level window horizon"]  # 1 if the actual is at or below the quantile, else 0
     scale: float  # denominator of MASE
+    quantile_loss: Float64[np.ndarray, "window horizon"]  # of the model, twice the pinball loss, the mean over deciles
+    interval_score: Float64[np.ndarray, "window horizon"]  # of the model's 95 % intervals
 
 
 def decode_backtest(body: Body, _: str, __: Settings) -> BacktestRequest:
@@ -153,6 +168,8 @@ def compute_backtest(job: ComputeJob[BacktestRequest]) -> EncodedResponse:
     plan = _plan_backtest(request, request.horizon or _find_horizon(histories, model))
     _validate_backtest_size(request.series, plan, settings)
     parsed = [_validate_length(history, plan, model) for history in histories]
+    has_quantiles = model.predictor.has_quantiles
+    scored_levels = sorted({*plan.options.levels, *(SCORED_LEVELS if has_quantiles else ())})
     forecasts = compute_mixed_forecasts(
         [
             item._replace(series=item.series.take_first(len(item.series) - steps_after))
@@ -160,7 +177,7 @@ def compute_backtest(job: ComputeJob[BacktestRequest]) -> EncodedResponse:
             if isinstance(item, ParsedSeries)
             for steps_after in plan.steps_after_origin
         ],
-        plan.options,
+        plan.options.model_copy(update={"levels": scored_levels}),
         model,
         deadline,
     )
@@ -270,20 +287,32 @@ def _collect_windows(
     results = [None if isinstance(forecast, ForecasterError) else forecast for forecast in forecasts]
     naive = [repeat_season(series.y[:origin], season, plan.horizon) for origin in origins]
     actual = np.stack([series.y[origin : origin + plan.horizon] for origin in origins])
-    rows = [[missing if result is None else result.quantiles[level] for result in results] for level in levels]
-    quantiles = np.array(rows).reshape(len(levels), *actual.shape)
+
+    def stack_quantiles(at: Sequence[float]) -> Float64[np.ndarray, "level window horizon"]:
+        """Returns the quantiles at these levels; NaN where the model has none."""
+        rows = [
+            [missing if result is None else result.quantiles.get(level, missing) for result in results] for level in at
+        ]
+        return np.array(rows).reshape(len(at), *actual.shape)
+
+    quantiles, (low, high) = stack_quantiles(levels), stack_quantiles(MSIS_LEVELS)
+    losses = pinball(actual, np.moveaxis(stack_quantiles(DECILES), 0, -1), np.array(DECILES))
     return _WindowValues(
         actual,
         np.stack([missing if result is None else result.mean for result in results]),
         np.stack([missing if result is None else row for result, row in zip(results, naive, strict=True)]),
         np.where(np.isnan(actual) | np.isnan(quantiles), np.nan, actual <= quantiles),
         seasonal_error(series.y[: origins[0]], season=scale_season(origins[0], season=season)),
+        2 * losses.mean(axis=-1),
+        winkler_score(actual, low, high, level=MSIS_SHARE),
     )
 
 
 def _compute_comparison(series_windows: Sequence[_WindowValues], plan: _BacktestPlan) -> dict[str, Any]:
     """Returns the fields of a BacktestComparison: means over the windows of each series, then over the series."""
     model, naive = (_compute_scores(series_windows, source) for source in ("model", "naive"))
+    model |= _compute_interval_scores(series_windows)
+    naive |= dict.fromkeys(("wql", "msis_95"))
     # NaN compares as False: a step that was not scored is not reliable.
     is_reliable = np.asarray(model["mae_by_step"]) <= np.asarray(naive["mae_by_step"])
     fields: dict[str, Any] = {
@@ -315,6 +344,15 @@ def _compute_scores(series_windows: Sequence[_WindowValues], source: str) -> dic
         "mase_by_step": nanmean(by_step / scales[:, None], axis=0),
         "mae_by_step": nanmean(by_step, axis=0),
     }
+
+
+def _compute_interval_scores(series_windows: Sequence[_WindowValues]) -> dict[str, float]:
+    """Returns `wql` and `msis_95` of the model; NaN without quantiles."""
+    loss = np.concatenate([windows.quantile_loss.ravel() for windows in series_windows])
+    actual = np.concatenate([windows.actual.ravel() for windows in series_windows])
+    size = np.abs(actual[np.isfinite(loss)]).sum()
+    scores = np.array([float(nanmean(windows.interval_score)) / windows.scale for windows in series_windows])
+    return {"wql": float(np.nansum(loss) / size) if size > 0 else float("nan"), "msis_95": float(nanmean(scores))}
 
 
 def _collect_warnings(

@@ -36,16 +36,35 @@ _TOO_SHORT = {
     "with a shorter context.",
     "where": "ward 8",
 }
-_SCORES = {"mase": 0.82, "mae": 2.1, "smape": 9.4, "mase_by_step": [0.79, 0.81, 0.86], "mae_by_step": [2.0, 2.1, 2.2]}
+_SCORES = {
+    "mase": 0.82,
+    "mae": 2.1,
+    "smape": 9.4,
+    "mase_by_step": [0.79, 0.81, 0.86],
+    "mae_by_step": [2.0, 2.1, 2.2],
+    "wql": 0.064,
+    "msis_95": 5.2,
+}
 _NAIVE_SCORES = {
     "mase": 0.97,
     "mae": 2.5,
     "smape": 11.2,
     "mase_by_step": [0.95, 0.97, 0.99],
     "mae_by_step": [2.4, 2.5, 2.6],
+    "wql": None,
+    "msis_95": None,
 }
 _COMPARISON = {"model": _SCORES, "seasonal_naive": _NAIVE_SCORES, "reliable_horizon": 3, "coverage": {"0.9": 0.89}}
-_ACCURACY = {"n": 36, "mae": 2.2, "bias": -0.3, "mase": 0.85, "coverage": {"0.8": 0.81}, "width": {"0.8": 6.7}}
+_ACCURACY = {
+    "n": 36,
+    "mae": 2.2,
+    "bias": -0.3,
+    "mase": 0.85,
+    "coverage": {"0.8": 0.81, "0.95": 0.94},
+    "width": {"0.8": 6.7, "0.95": 10.9},
+    "wql_recorded": 0.05,
+    "msis_95": 5.4,
+}
 _READINESS = {"ready": True, "model": _MODEL, "age_s": 812.4, "slot": {"checked_s": 0.4, "error": None}}
 
 REQUEST_EXAMPLES: Mapping[str, Mapping[str, Any]] = {

@@ -9,6 +9,7 @@ from utilsforecast import losses
 from forecaster.metrics import (
     coverage,
     crps_from_quantiles,
+    energy_score,
     interval_width,
     msis,
     owa,
@@ -146,3 +147,55 @@ def test_msis_equals_the_loop_of_the_m4_organisers(actuals_and_quantiles):
 def test_owa_equals_that_of_the_m4_winner():
     """Makridakis et al. 2020: ES-RNN with 1.536 and 11.374, Naive 2 with 1.912 and 13.564; the OWA is 0.821."""
     assert owa(mase=1.536, smape=11.374, naive2_mase=1.912, naive2_smape=13.564) == pytest.approx(0.821, abs=5e-4)
+
+
+def slow_energy_score(actual: np.ndarray, paths: np.ndarray) -> float:
+    """Equation 22 of Gneiting and Raftery 2007 as a loss, over all ordered pairs of different paths."""
+    count = len(paths)
+    error = sum(np.sqrt(((path - actual) ** 2).sum()) for path in paths) / count
+    pairs = [(first, second) for first in range(count) for second in range(count) if first != second]
+    spread = sum(np.sqrt(((paths[first] - paths[second]) ** 2).sum()) for first, second in pairs) / len(pairs)
+    return error - spread / 2
+
+
+def test_energy_score_equals_a_double_loop_and_ignores_missing_steps():
+    rng = np.random.default_rng(0)
+    actual, paths = rng.normal(size=(5, 6)), rng.normal(size=(5, 7, 6))
+    for row in range(5):
+        expected = slow_energy_score(actual[row], paths[row])
+        assert energy_score(actual, paths)[row] == pytest.approx(expected, rel=1e-12)
+    actual[0, 2], actual[1], paths[2, 3, 4] = NAN, NAN, NAN
+    scores = energy_score(actual, paths)
+    keep = np.arange(6) != 2
+    assert scores[0] == pytest.approx(slow_energy_score(actual[0, keep], paths[0][:, keep]), rel=1e-12)
+    assert np.isnan(scores[1])
+    keep = np.arange(6) != 4
+    assert scores[2] == pytest.approx(slow_energy_score(actual[2, keep], paths[2][:, keep]), rel=1e-12)
+    assert np.isnan(energy_score(actual, paths[:, :1])).all()
+
+
+def test_energy_score_of_a_point_is_its_distance_and_two_paths_share_half_of_theirs():
+    point = np.zeros((1, 5, 2))
+    assert energy_score(np.array([[3.0, 4.0]]), point)[0] == 5.0
+    assert energy_score(np.array([[0.0, 0.0]]), np.array([[[0.0, 1.0], [0.0, -1.0]]]))[0] == 0.0
+    assert energy_score(np.array([[2.0, 0.0]]), np.array([[[0.0, 0.0], [4.0, 0.0]]]))[0] == 0.0
+
+
+def test_energy_score_of_one_step_estimates_the_crps_without_bias():
+    """The mean over many rows with five standard normal paths each is the closed form of the CRPS at 0.7."""
+    paths = np.random.default_rng(1).normal(size=(40_000, 5, 1))
+    scores = energy_score(np.full((40_000, 1), 0.7), paths)
+    expected = 0.7 * (2 * stats.norm.cdf(0.7) - 1) + 2 * stats.norm.pdf(0.7) - 1 / np.sqrt(np.pi)
+    assert scores.mean() == pytest.approx(expected, abs=4 * scores.std() / 200)
+
+
+def test_energy_score_prefers_paths_with_the_correlation_of_the_actuals():
+    """Quantiles of single steps cannot tell these forecasts apart."""
+    rng = np.random.default_rng(2)
+    walks, shuffled = (
+        np.cumsum(rng.normal(size=(200, 100, 8)), axis=2),
+        np.cumsum(rng.normal(size=(200, 100, 8)), axis=2),
+    )
+    actual = np.cumsum(rng.normal(size=(200, 8)), axis=1)
+    independent = rng.permuted(shuffled, axis=1)
+    assert energy_score(actual, walks).mean() < energy_score(actual, independent).mean()

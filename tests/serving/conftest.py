@@ -49,6 +49,7 @@ class LastValuePredictor:
 
     fitted_model: StubModel = field(default_factory=StubModel)
     shift: float = 0.0
+    has_quantiles: bool = True
 
     def forecast_batch(
         self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()

@@ -109,7 +109,7 @@ def test_an_evaluation_scores_data_after_the_training_cutoff(model: Forecaster, 
     report = model.report.set_index("forecaster")
     for metric in ("mase", "rmsse", "smape", "mae"):
         np.testing.assert_allclose(table.set_index("forecaster")[metric], report.loc[table["forecaster"], metric])
-    assert {"wql", "coverage_80", "coverage_95"} <= set(table.columns)
+    assert {"wql", "msis_95", "coverage_80", "coverage_95"} <= set(table.columns)
     shifted = model.evaluate(shift_future(frame, STEPS - HORIZON)).set_index("forecaster")
     ratio = shifted["mae"] / table.set_index("forecaster")["mae"]
     assert (ratio > 10).all(), "the actuals are scored"

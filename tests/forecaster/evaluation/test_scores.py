@@ -14,8 +14,8 @@ from forecaster.errors import CovariateUnknown
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import seasonal_naive, statistical_baseline
 from forecaster.evaluation.calibration import add_quantiles, backtest_quantiles, calibrate_model, interval_coverage
-from forecaster.evaluation.scores import DECILES, SCORED_LEVELS, overall_scores, score_table, scores_by_step
-from forecaster.metrics import interval_width, weighted_quantile_loss
+from forecaster.evaluation.scores import SCORED_LEVELS, overall_scores, score_table, scores_by_step
+from forecaster.metrics import DECILES, interval_width, weighted_quantile_loss
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Panel, Series
 from tests.factories import START, make_fitted_model, make_panel, make_spec, make_wave
@@ -100,7 +100,18 @@ def test_scores_by_step_equal_those_of_the_backtest_and_of_each_step_alone(
             quantiles={name: values[..., step - 1 : step, :] for name, values in result.quantiles.items()},
         )
         scores = overall_scores(score_table(single))
-        for metric in ("rmsse", "smape", "mae", "mse", "owa", "owa_naive2", "wql", "coverage_80", "width_95"):
+        for metric in (
+            "rmsse",
+            "smape",
+            "mae",
+            "mse",
+            "owa",
+            "owa_naive2",
+            "wql",
+            "msis_95",
+            "coverage_80",
+            "width_95",
+        ):
             assert select_score(table, "net", metric, step=step) == pytest.approx(scores["net"][metric], rel=1e-12), (
                 metric
             )
@@ -167,7 +178,27 @@ def test_interval_scores_equal_their_metrics(
         np.where(observed, low, np.nan).reshape(10, -1), np.where(observed, high, np.nan).reshape(10, -1)
     )
     assert select_score(table, "net", "width_80") == pytest.approx(widths.mean(), rel=1e-12)
-    assert "wql" not in overall_scores(table)["seasonal_naive"]
+    assert {"wql", "msis_95"}.isdisjoint(overall_scores(table)["seasonal_naive"])
+
+
+def test_msis_is_the_mean_over_series_of_scaled_interval_scores(result: Backtest, table: pd.DataFrame) -> None:
+    low, high = (result.quantiles["net"][..., list(result.levels).index(level)] for level in (0.025, 0.975))
+    by_series = []
+    for row in range(len(result.series)):
+        scores = []
+        for window, step in np.ndindex(WINDOWS, HORIZON):
+            y, lower, upper = (values[row, window, step] for values in (result.actual, low, high))
+            if np.isfinite(y):
+                scores.append(upper - lower + 2 / 0.05 * (max(lower - y, 0) + max(y - upper, 0)))
+        by_series.append(np.mean(scores) / result.scale[row])
+    assert select_score(table, "net", "msis_95") == pytest.approx(np.mean(by_series), rel=1e-12)
+    assert select_score(table, "net", "msis_95", group="odd") == pytest.approx(np.mean(by_series[1::2]), rel=1e-12)
+
+
+def test_msis_ignores_series_without_a_scale(result: Backtest) -> None:
+    without_scale = replace(result, scale=np.where(np.arange(10) < 4, np.nan, result.scale))
+    expected = overall_scores(score_table(select_series(result, list(range(4, 10)))))["net"]["msis_95"]
+    assert overall_scores(score_table(without_scale))["net"]["msis_95"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_backtest_contains_the_predictor_quantiles_at_each_origin(

@@ -126,7 +126,8 @@ def test_accuracy_equals_a_slow_loop(open_ledger: Ledger) -> None:
     ]
 
     def check(score: object, expected_rows: list[tuple[str, int, float, float, bool]]) -> None:
-        n, mae, bias, mase, coverage, width = score
+        n, mae, bias, mase, coverage, width, wql, msis = score
+        assert (wql, msis) == (None, None), "only two of the recorded levels"
         assert n == len(expected_rows)
         assert mae == pytest.approx(np.mean([abs(error) for _, _, error, _, _ in expected_rows]))
         assert bias == pytest.approx(np.mean([error for _, _, error, _, _ in expected_rows]))
@@ -143,6 +144,37 @@ def test_accuracy_equals_a_slow_loop(open_ledger: Ledger) -> None:
     for group, score in accuracy.by_group.items():
         check(score, [row for row in rows if row[0] == group])
     assert compute_accuracy(open_ledger, ForecastFilter(digest="e" * 64)).overall.n == 0
+
+
+def test_interval_scores_equal_a_slow_loop_over_the_pairs_with_all_recorded_levels(open_ledger: Ledger) -> None:
+    rng = np.random.default_rng(1)
+    levels = (0.025, 0.1, 0.5, 0.9, 0.975)
+    actuals = dict(zip(range(60), rng.normal(5, 2, 60).tolist(), strict=True))
+    records = []
+    for number, origin in enumerate(range(0, 50, 3)):
+        offsets = np.sort(rng.normal(0, 2, (5, 2)), axis=0)
+        quantiles = {level: (5 + offsets[index]).tolist() for index, level in enumerate(levels)}
+        if number == 3:
+            del quantiles[0.5]  # as of a forecast that an earlier model recorded
+        scale = None if number == 5 else 1.0 + number
+        records.append(make_forecast_record(origin=origin, quantiles=quantiles, scale=scale))
+    open_ledger.record(records)
+    open_ledger.observe([ObservedSeries("k", list(actuals), list(actuals.values()))], now=1.0)
+    losses, sizes, scores = [], [], []
+    for record in records:
+        for step, timestamp in enumerate(record.timestamps):
+            y = actuals[timestamp]
+            if len(record.quantiles) == 5:
+                errors = {level: y - values[step] for level, values in record.quantiles.items()}
+                loss = [level * error if error > 0 else (level - 1) * error for level, error in errors.items()]
+                losses.append(2 * np.mean(loss))
+                sizes.append(abs(y))
+            if record.scale is not None:
+                low, high = record.quantiles[0.025][step], record.quantiles[0.975][step]
+                scores.append((high - low + 40 * (max(low - y, 0) + max(y - high, 0))) / record.scale)
+    overall = compute_accuracy(open_ledger, ForecastFilter()).overall
+    assert overall.wql_recorded == pytest.approx(sum(losses) / sum(sizes))
+    assert overall.msis_95 == pytest.approx(np.mean(scores))
 
 
 def test_many_forecasts_are_read_in_chunks(open_ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

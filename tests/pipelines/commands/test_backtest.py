@@ -101,6 +101,7 @@ def test_models_challengers_and_baselines_are_scored_on_the_same_origins(
     assert odd["value"].item() == pytest.approx(errors[is_odd].mean())
     assert overall["small 2"]["mase_less_model"] == pytest.approx(overall["small 2"]["mase"] - overall["small"]["mase"])
     assert overall["small"]["wql"] > 0
+    assert overall["small"]["msis_95"] > 0
     assert overall["small"]["stand_ins"] == overall["naive2"]["stand_ins"] == 0
 
 
@@ -164,7 +165,7 @@ def test_a_model_trained_on_the_test_period_or_unable_to_forecast_is_reported(
     notes = [row for row in output.out.splitlines() if row.startswith("-: ")]
     assert notes == [
         "-: late 2, all columns: it has no forecast; the data have the frequency 'h', the model 'D' (20 of 20 series)",
-        "-: WQL, in 80%, in 95% of seasonal_naive, last_value: no calibrated intervals",
+        "-: WQL, MSIS, in 80%, in 95% of seasonal_naive, last_value: no calibrated intervals",
     ]
 
 
@@ -198,7 +199,7 @@ def test_dashes_of_constant_series_are_explained(
     assert run_command("backtest", bundle, tmp_path / "constant.csv") == 0
     rows = capsys.readouterr().out.splitlines()
     assert [value == "-" for value in rows[1].split()[1:6]] == [True, True, False, False, True]
-    assert "-: MASE, RMSSE, OWA, +MASE, p: every series is constant before the first cutoff" in "\n".join(rows)
+    assert "-: MASE, RMSSE, OWA, MSIS, +MASE, p: every series is constant before the first cutoff" in "\n".join(rows)
 
 
 def test_histories_shorter_than_a_season_are_scored_with_a_note(
@@ -231,7 +232,8 @@ def test_plots_are_written_to_a_file_or_a_folder(bundle: Path, table: Path, tmp_
     assert (tmp_path / "error.png").read_bytes().startswith(b"\x89PNG")
     assert run_command("backtest", bundle, table, "--plot", tmp_path / "plots") == 0
     names = sorted(path.name for path in (tmp_path / "plots").iterdir())
-    assert names == ["best_and_worst.png", "calibration.png", "error_by_horizon.png"]
+    expected = ["best_and_worst.png", "calibration.png", "error_by_horizon.png", "intervals.png", "reliability.png"]
+    assert names == expected
     assert run_command("backtest", bundle, table, "--plot", tmp_path / "plots") == 0, "an existing folder is accepted"
 
 
@@ -311,6 +313,7 @@ def test_a_tracked_backtest_compares_with_the_champion_under_the_metric_names_of
     assert run.info.status == "FINISHED"
     assert run.data.metrics["bt/mase"] == pytest.approx(overall["small"]["mase"])
     assert run.data.metrics["bt/wql"] == pytest.approx(overall["small"]["wql"])
+    assert run.data.metrics["bt/msis_95"] == pytest.approx(overall["small"]["msis_95"])
     assert run.data.metrics["bt/small_champion/mase"] == pytest.approx(overall["small@champion"]["mase"])
     assert run.data.metrics["bt/small_champion/p_value"] == pytest.approx(overall["small@champion"]["p_value"])
     assert run.data.metrics["bt/naive2/owa"] == pytest.approx(overall["naive2"]["owa"])
@@ -321,12 +324,15 @@ def test_a_tracked_backtest_compares_with_the_champion_under_the_metric_names_of
     assert list_artifacts(client, run_id, "backtest") == {
         "backtest/forecasts.parquet",
         "backtest/histories.parquet",
+        "backtest/reliability.parquet",
         "backtest/scores.parquet",
     }
     assert list_artifacts(client, run_id, "plots") == {
         "plots/best_and_worst.png",
         "plots/calibration.png",
         "plots/error_by_horizon.png",
+        "plots/intervals.png",
+        "plots/reliability.png",
     }
     tags = run.data.tags
     assert tags["trigger"] == "backtest"

@@ -84,6 +84,8 @@ def test_the_best_run_is_marked_and_only_differing_fields_are_listed(compared_ru
     rows = {row.metric: row for row in comparison.rows}
     assert comparison.rows[0].metric == "bt/mase"
     assert rows["bt/mase"].best == (0,)
+    assert rows["bt/wql"].values[0] is not None
+    assert rows["bt/msis_95"].values[0] is not None
     assert rows["bt/skill_vs_snaive"].best == (0,), "higher is better"
     assert rows["bt/mase"].differences[1] == pytest.approx(
         compared_runs.bad_run.scores[CHALLENGER]["mase"] - compared_runs.good_run.scores[CHALLENGER]["mase"]

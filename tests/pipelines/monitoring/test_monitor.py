@@ -326,7 +326,8 @@ def test_every_monitoring_run_is_tracked_beside_the_training_runs(trained_root: 
     run = client.search_runs([experiment.experiment_id], "tags.trigger = 'monitor'", order_by=["start_time DESC"])[0]
     assert (run.info.status, run.data.tags["action"], run.data.tags["version"]) == ("FINISHED", "none", "1")
     assert run.data.metrics["live/coverage_80"] == pytest.approx(0.8, abs=0.08)
-    assert {"live/mae", "live/mase", "live/change", "live/input_latest"} <= set(run.data.metrics)
+    expected = {"live/mae", "live/mase", "live/wql_recorded", "live/msis_95", "live/change", "live/input_latest"}
+    assert expected <= set(run.data.metrics)
     assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"monitor.json", "monitor.html"}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from forecaster.data.frames.panel import to_panel
 from forecaster.errors import ForecasterError
@@ -17,7 +18,7 @@ from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.series import Forecast, Series
 from forecaster.training.model_card import compute_reliable_horizon, replace_nonfinite
 from pipelines.promotion.evidence import find_frequency_difference
-from pipelines.promotion.gate import Check, Evidence, Verdict, judge, judge_reported_scores
+from pipelines.promotion.gate import GATE_LEVELS, Check, Evidence, Verdict, judge, judge_reported_scores
 from pipelines.promotion.policy import Policy
 from tests.factories import make_fitted_model, make_spec
 
@@ -258,3 +259,91 @@ def test_rounding_errors_are_no_gain() -> None:
     gains = [worse.gain.gain, *worse.gain.resampled_gains, *(group.gain for group in worse.groups)]
     assert np.isfinite(gains).all()
     assert max(gains) < -1e4
+
+
+NUM_SERIES = 20
+
+
+def make_interval_backtest(*, scale: Any = 1.0, deviation: float = 0.9, **spreads: Any) -> Backtest:
+    """Builds a backtest of noise with Gaussian quantiles around the forecasts.
+
+    Args:
+        scale: Scale of each series, which its noise is proportional to.
+        deviation: Standard deviation of the challenger's errors; that of the champion's is 1.
+        spreads: By model, the standard deviation that its quantiles state, in units of the scale, of each series or of all.
+    """
+    shape = (NUM_SERIES, *SHAPE[1:])
+    scales = np.broadcast_to(np.asarray(scale, dtype=float), (NUM_SERIES,)).copy()
+    noise = scales[:, None, None] * np.random.default_rng(0).normal(size=shape)
+    forecasts = {
+        "challenger": deviation * noise,
+        "champion": noise,
+        "seasonal_naive": 2 * scales[:, None, None] + 0 * noise,
+    }
+    quantiles = {
+        name: forecasts[name][..., None]
+        + (scales * np.asarray(spread, dtype=float))[:, None, None, None] * stats.norm.ppf(GATE_LEVELS)
+        for name, spread in spreads.items()
+    }
+    [series], [cutoffs] = make_backtest(challenger=0.0).series[:1], [make_backtest(challenger=0.0).cutoffs[0]]
+    return Backtest(
+        series=[dataclasses.replace(series, id=f"s{number}") for number in range(NUM_SERIES)],
+        cutoffs=[cutoffs] * NUM_SERIES,
+        actual=np.zeros(shape),
+        forecasts=forecasts,
+        scale=scales,
+        square_scale=scales**2,
+        excluded_ids=[],
+        stride=SHAPE[2],
+        levels=GATE_LEVELS,
+        quantiles=quantiles,
+    )
+
+
+@pytest.mark.parametrize(("spread", "passed"), [(0.9, True), (1.0, True), (4.0, False), (1e-3, False)])
+def test_intervals_that_are_clearly_worse_around_the_same_means_are_refused(spread: float, passed: bool) -> None:
+    verdict = judge(make_interval_backtest(challenger=spread, champion=1.0))
+    check = find_check(verdict, "intervals")
+    assert check.passed is passed, check
+    assert ("intervals" in verdict.failed_checks) is not passed
+    assert ("worse than the champion's" in check.reason) is not passed
+    assert check.bound == Policy().interval_room
+
+
+def test_equal_intervals_pass_and_a_policy_may_leave_room() -> None:
+    equal = find_check(judge(make_interval_backtest(deviation=1.0, challenger=1.0, champion=1.0)), "intervals")
+    assert (equal.passed, equal.value) == (True, 0.0)
+    worse = make_interval_backtest(challenger=4.0, champion=1.0)
+    assert find_check(judge(worse, Policy(interval_room=10.0)), "intervals").passed is True
+
+
+def test_quantile_losses_are_compared_in_units_of_the_scale() -> None:
+    """Nearly the whole loss in units of the data is that of one large series, whose intervals are equal."""
+    scale = np.where(np.arange(NUM_SERIES) == 0, 1e6, 1.0)
+    spreads = np.where(np.arange(NUM_SERIES) == 0, 1.0, 4.0)
+    check = find_check(
+        judge(make_interval_backtest(scale=scale, deviation=1.0, challenger=spreads, champion=1.0)), "intervals"
+    )
+    assert check.passed is False
+    without_scale = dataclasses.replace(
+        make_interval_backtest(deviation=1.0, challenger=4.0, champion=1.0), scale=np.full(NUM_SERIES, np.nan)
+    )
+    assert find_check(judge(without_scale), "intervals").passed is False, "plain losses, as plain errors"
+
+
+def test_the_interval_check_needs_quantiles_of_both_models() -> None:
+    for spreads, phrase in (
+        ({"challenger": 1.0}, "no quantiles of the champion"),
+        ({"champion": 1.0}, "no quantiles of the challenger"),
+        ({}, "no quantiles of the challenger and the champion"),
+    ):
+        check = find_check(judge(make_interval_backtest(**spreads)), "intervals")
+        assert check.passed is None
+        assert phrase in check.reason
+    first = make_interval_backtest(challenger=1.0)
+    forecasts = {name: values for name, values in first.forecasts.items() if name != "champion"}
+    first = dataclasses.replace(first, forecasts=forecasts)
+    assert find_check(judge(first), "intervals").reason == "there is no champion"
+    unmeasured = find_check(judge(make_interval_backtest(challenger=1.0, champion=np.nan)), "intervals")
+    assert unmeasured.passed is None
+    assert "too few" in unmeasured.reason

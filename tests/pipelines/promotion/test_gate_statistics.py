@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from forecaster.errors import BadSpec
 from forecaster.evaluation.backtest import Backtest
@@ -48,7 +49,10 @@ def simulate_backtest(
     challenger = (1 - gain) * (np.sqrt(correlation) * noise + independent_size * draw.normal(size=shape))
     start = pd.Timestamp("2026-01-01")
     static_features = [{"region": f"r{number % 6}"} if grouped else {} for number in range(series)]
-    quantiles = np.stack([actual + challenger + side * 1.28 * size for side in (-1, 1)], axis=-1)
+    spread = size[..., None] * stats.norm.ppf(GATE_LEVELS)
+    quantiles = {
+        name: (actual + errors)[..., None] + spread for name, errors in ((CHALLENGER, challenger), (CHAMPION, champion))
+    }
     return Backtest(
         series=[
             Series(
@@ -68,8 +72,22 @@ def simulate_backtest(
         excluded_ids=(),
         stride=HORIZON,
         levels=GATE_LEVELS,
-        quantiles={CHALLENGER: quantiles},
+        quantiles=quantiles,
     )
+
+
+def with_scaled_intervals(result: Backtest, factor: float) -> Backtest:
+    """Returns the backtest with wider or narrower intervals of the challenger around the same medians."""
+    quantiles = result.quantiles[CHALLENGER]
+    median = quantiles[..., [GATE_LEVELS.index(0.5)]]
+    return replace(result, quantiles={**result.quantiles, CHALLENGER: median + factor * (quantiles - median)})
+
+
+def with_squeezed_deciles(result: Backtest) -> Backtest:
+    """Returns the backtest with all inner deciles of the challenger at its ninth; the 80 % interval stays."""
+    quantiles = result.quantiles[CHALLENGER].copy()
+    quantiles[..., 1:-1] = quantiles[..., -1:]
+    return replace(result, quantiles={**result.quantiles, CHALLENGER: quantiles})
 
 
 SHAPES = [(100, 1), (60, 3), (12, 12), (20, 40), (1, 120)]  # series, windows
@@ -82,6 +100,16 @@ def test_challengers_that_are_no_better_are_rarely_promoted(series: int, windows
     verdicts = [judge(simulate_backtest(seed, series=series, windows=windows), policy) for seed in range(200)]
     assert sum(verdict.should_promote for verdict in verdicts) <= 4, "two in a hundred"
     assert sum(CHAMPION not in verdict.failed_checks for verdict in verdicts) <= 4
+
+
+@pytest.mark.parametrize(("series", "windows"), SHAPES)
+def test_equal_intervals_are_rarely_rejected_and_much_worse_ones_nearly_always(series: int, windows: int) -> None:
+    """Of intervals of two equal models at most 2 % are called worse; of twice the width, at least 80 %."""
+    policy = Policy(interval_room=0.0)
+    results = [simulate_backtest(seed, series=series, windows=windows) for seed in range(60)]
+    assert sum("intervals" in judge(result, policy).failed_checks for result in results) <= 1
+    wide = [judge(with_scaled_intervals(result, 2.0), policy).failed_checks for result in results[:20]]
+    assert np.mean(["intervals" in failed for failed in wide]) >= 0.8
 
 
 @pytest.mark.parametrize(("series", "windows"), [*SHAPES, (20, 10)])
@@ -218,10 +246,17 @@ SABOTAGED: dict[str, tuple[Backtest, Evidence, str]] = {
     "collapsed intervals": (
         replace(
             BETTER_CHALLENGER,
-            quantiles={CHALLENGER: np.repeat(BETTER_CHALLENGER.forecasts[CHALLENGER][..., None], 2, axis=-1)},
+            quantiles={
+                CHALLENGER: np.repeat(BETTER_CHALLENGER.forecasts[CHALLENGER][..., None], len(GATE_LEVELS), axis=-1)
+            },
         ),
         SOUND_EVIDENCE,
         "coverage",
+    ),
+    "deciles at one bound of an interval with the right coverage": (
+        with_squeezed_deciles(BETTER_CHALLENGER),
+        SOUND_EVIDENCE,
+        "intervals",
     ),
     "oversized": (BETTER_CHALLENGER, SOUND_EVIDENCE._replace(megabytes=1e4), "size"),
     "slow": (BETTER_CHALLENGER, SOUND_EVIDENCE._replace(latency_ms=3e3), "latency"),
@@ -276,7 +311,7 @@ def test_the_json_of_a_verdict_holds_every_check_and_the_policy() -> None:
         render_verdict_json(judge(*SABOTAGED["other forecasts by the graph"][:1]), title="m", policy=Policy())
     )
     checks = {check["name"]: check for check in fields["checks"]}
-    assert len(checks) == 14
+    assert len(checks) == 15
     assert checks["champion"]["value"] == pytest.approx(0.1, abs=0.05)
     assert checks["champion"]["bound"] == Policy().margin
     assert checks["graph"] == {"name": "graph", "passed": None, "value": None, "bound": 1e-3, "reason": "not measured"}

@@ -74,6 +74,8 @@ def test_a_champion_is_replaced_only_by_a_better_model(fresh_root: Root, noise_d
     worse = retrain(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
     assert not worse.verdict.should_promote
     assert "champion" in str(worse.verdict)
+    [intervals] = [check for check in worse.verdict.checks if check.name == "intervals"]
+    assert "than the champion's" in intervals.reason, "both models have quantiles in the test"
     assert alias_numbers(fresh_root) == {CHAMPION: "1", CHALLENGER: "2"}
     assert worse.champion is not None
     assert worse.champion.facts["run_id"] == first.training.run_id, "the old champion stays in use"
@@ -204,6 +206,7 @@ def test_the_run_contains_everything_needed_for_comparison(fresh_root: Root, noi
         "bt/mase",
         "bt/crps",
         "bt/wql",
+        "bt/msis_95",
         "bt/coverage_80",
         "bt/coverage_95",
         "bt_h/crps",
@@ -229,15 +232,18 @@ def test_the_run_contains_everything_needed_for_comparison(fresh_root: Root, noi
     assert np.mean([point.value for point in curve]) == pytest.approx(scores["mase"])
 
     paths = list_run_files(client, training.run_id)
-    assert len({path for path in paths if path.startswith("images/")}) == 6, "three figures, small and large"
+    assert len({path for path in paths if path.startswith("images/")}) == 10, "five figures, small and large"
     assert {path for path in paths if not path.startswith("images/")} == {
         "backtest/forecasts.parquet",
         "backtest/histories.parquet",
+        "backtest/reliability.parquet",
         "backtest/scores.parquet",
         "model_card.md",
         "plots/calibration.png",
         "plots/error_by_horizon.png",
         "plots/forecast.png",
+        "plots/intervals.png",
+        "plots/reliability.png",
     }
     num_training_steps = 60 - 2 * 4
     cutoff = pd.Timestamp("2026-01-01") + pd.Timedelta(hours=num_training_steps - 1)

@@ -88,7 +88,9 @@ def test_actuals_are_scored_against_served_forecasts(ledger_client: AppClient) -
     assert (accuracy["model"]["name"], accuracy["model"]["version"], accuracy["scored"]) == ("stub", "1", 1)
     overall = accuracy["overall"]
     assert overall == {"n": 3, "mae": 1.0, "bias": pytest.approx(1 / 3), "mase": None, "coverage": {"0.8": 0.0}} | {
-        "width": {"0.8": pytest.approx(0.8)}
+        "width": {"0.8": pytest.approx(0.8)},
+        "wql_recorded": None,
+        "msis_95": None,
     }
     assert [(scores["step"], scores["n"], scores["mae"], scores["bias"]) for scores in accuracy["by_horizon"]] == [
         (1, 1, 0.0, 0.0),

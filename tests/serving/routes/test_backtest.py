@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from forecaster.bundle import artifact
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.baselines import seasonal_naive
+from forecaster.evaluation.calibration import add_quantiles, calibrate_model
+from forecaster.evaluation.scores import SCORED_LEVELS, overall_scores, score_table
 from forecaster.prediction.predictor import Predictor
+from serving.deployment.releases import Release, publish, staging
 from serving.deployment.slot import load_bundle
-from tests.factories import make_panel, make_wave
+from tests.factories import make_fitted_model, make_panel, make_spec, make_wave
 from tests.serving.conftest import AppClient, MakeClient, publish_stub, series_payload
 from tests.serving.test_client import publish_random_model
 
@@ -48,6 +52,44 @@ def test_scores_equal_those_of_the_library(slot_folder: Path, make_client: MakeC
         np.testing.assert_allclose(scores["mase_by_step"], expected.mase_by_step(name), rtol=1e-4)
     assert [outcome["id"] for outcome in result["series"]] == ["series_0", "series_1"]
     assert result["model"]["name"] == "small"
+
+
+def test_interval_scores_equal_those_of_the_library_whatever_levels_are_requested(
+    slot_folder: Path, make_client: MakeClient
+) -> None:
+    values = [make_wave(90), 3 * make_wave(80, seed=3)]
+    values[0][82] = np.nan
+    panel = make_panel(*values)
+    model = calibrate_model(make_fitted_model(make_spec(horizon=5)), panel, windows=6)
+    with staging(slot_folder) as draft:
+        digest = artifact.save_bundle(model, draft / "bundle", card="")
+        publish(slot_folder, draft / "bundle", Release(name="small", version="1", digest=digest))
+    client = make_client(load=load_bundle)
+    expected = backtest(panel, {"model": Predictor(model)}, horizon=5, windows=4, season=4, stride=3)
+    expected = add_quantiles(expected, {"model": model}, levels=SCORED_LEVELS)
+    scores = overall_scores(score_table(expected))["model"]
+    payloads = [history_payload(y, f"series_{number}") for number, y in enumerate(values)]
+    for levels in ([], [0.5, 0.25]):
+        request = {"series": payloads, "windows": 4, "stride": 3, "levels": levels}
+        response = client.post("/v1/backtest", json=request)
+        assert response.status_code == 200, response.text
+        overall = response.json()["overall"]
+        assert overall["model"]["wql"] == pytest.approx(scores["wql"], rel=1e-4)
+        assert overall["model"]["msis_95"] == pytest.approx(scores["msis_95"], rel=1e-4)
+        assert overall["seasonal_naive"]["wql"] is overall["seasonal_naive"]["msis_95"] is None
+        assert set(overall.get("coverage", {})) == {repr(level) for level in levels}
+        single = response.json()["series"][1]["model"]
+        alone = client.post("/v1/backtest", json={**request, "series": payloads[1:]}).json()["overall"]["model"]
+        assert single == alone
+
+
+def test_a_model_without_quantiles_has_no_interval_scores(slot_folder: Path, make_client: MakeClient) -> None:
+    publish_random_model(slot_folder)
+    result = make_client(load=load_bundle).post("/v1/backtest", json={"series": [history_payload(make_wave(60))]})
+    assert result.status_code == 200
+    scores = result.json()["overall"]["model"]
+    assert scores["mae"] is not None
+    assert scores["wql"] is scores["msis_95"] is None
 
 
 def test_the_reliable_horizon_ends_where_seasonal_naive_is_better(client: AppClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -211,6 +212,7 @@ def test_served_forecasts_are_recorded_and_scored_against_actuals(client: AppCli
         content = client.get("/v1/accuracy").json()
         if content["scored"] >= 2:
             break
+        time.sleep(0.02)
     assert content["model"]["name"] == "base"
     assert content["overall"]["n"] >= 3
     assert content["overall"]["mase"] > 0
