@@ -28,9 +28,9 @@ from forecaster.data.split import hold_out
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import seasonal_naive as build_seasonal_naive
 from forecaster.evaluation.baselines import statistical_baseline
-from forecaster.evaluation.scores import DECILES, SCORED_LEVELS
+from forecaster.evaluation.scores import SCORED_LEVELS
 from forecaster.intervals.conformal import calibrate
-from forecaster.metrics import msis, nanmean, weighted_quantile_loss
+from forecaster.metrics import DECILES, msis, nanmean, weighted_quantile_loss
 from forecaster.series import Panel
 from forecaster.series.history_summary import history_scale
 

@@ -11,7 +11,8 @@ from forecaster.evaluation.backtest import Backtest, BacktestQuantileArray, back
 from forecaster.intervals.conformal import calibrate
 from forecaster.intervals.difficulty import measure_changes
 from forecaster.intervals.head import recalibrate_head
-from forecaster.prediction.bounds import without_bounds
+from forecaster.metrics import DECILES, nanmean, pinball
+from forecaster.prediction.bounds import has_whole_numbers, without_bounds
 from forecaster.prediction.head_quantiles import (
     MEDIAN,
     can_recalibrate,
@@ -21,10 +22,11 @@ from forecaster.prediction.head_quantiles import (
 )
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.progress import NO_PROGRESS, Progress
-from forecaster.series import Forecast, Panel
+from forecaster.series import Forecast, Panel, Series
 from forecaster.shapes import Float64
 
 _MAX_WINDOWS = 12
+_MIN_ZERO_SHARE = 1 / 3
 
 
 def calibrate_model(
@@ -73,10 +75,14 @@ def choose_untrained_windows(panel: Panel, *, horizon: int) -> tuple[int, int]:
 
 
 def calibrate_on_backtest(model: FittedModel, result: Backtest, name: str) -> FittedModel:
-    """Returns the model with quantiles calibrated on a backtest of unseen windows; `name` is its name there."""
+    """Returns the model with quantiles calibrated on a backtest of unseen windows; `name` is its name there.
+
+    Small counts, most of whose changes are zero, have no difficulty that recent changes could tell, and a skewed distribution.
+    Their quantiles are rounded if that lowers the quantile loss on these windows.
+    """
     predictor = Predictor(model)
     groups = [predictor.interval_group(item) for item in result.series]
-    histories = _origin_histories(result)
+    histories, is_intermittent = _origin_histories(result), _is_intermittent(result.series)
     if can_recalibrate(model):
         levels = with_median(model.spec.head.levels)
         quantiles = _head_quantiles(Predictor(without_bounds(replace(model, calibration=None))), result, levels)
@@ -85,19 +91,41 @@ def calibrate_on_backtest(model: FittedModel, result: Backtest, name: str) -> Fi
             result.actual - medians[..., 0],
             quantiles - medians,
             levels,
-            changes=_by_window(describe_changes(histories, season=model.season), result),
+            changes=None if is_intermittent else _by_window(describe_changes(histories, season=model.season), result),
             groups=groups,
             overlap=max(0.0, 1 - result.stride / result.horizon),
+            tails_apart=is_intermittent,
         )
     else:
         scales = np.array([predictor.compute_scale(history) for history in histories])
         calibration = calibrate(
             result.actual - result.forecasts[name],
             _by_window(scales, result),
-            changes=_by_window(measure_changes(histories, season=model.season), result),
+            changes=None if is_intermittent else _by_window(measure_changes(histories, season=model.season), result),
             groups=groups,
         )
-    return replace(model, calibration=calibration)
+    calibrated = replace(model, calibration=calibration)
+    return _round_if_better(calibrated, result, name) if is_intermittent else calibrated
+
+
+def _is_intermittent(series: Sequence[Series]) -> bool:
+    """Whether the values are counts, and at least a third of them zero."""
+    values = np.concatenate([item.y for item in series])
+    observed = values[~np.isnan(values)]
+    return (
+        has_whole_numbers(observed) and bool((observed >= 0).all()) and float((observed == 0).mean()) >= _MIN_ZERO_SHARE
+    )
+
+
+def _round_if_better(model: FittedModel, result: Backtest, name: str) -> FittedModel:
+    """Returns the model with quantiles that are whole numbers, if their loss is lower on the backtest."""
+    assert model.calibration is not None
+    rounded = replace(model, calibration=model.calibration.model_copy(update={"is_rounded": True}))
+    losses = [
+        nanmean(pinball(result.actual, backtest_quantiles(item, result, name, levels=DECILES), np.array(DECILES)))
+        for item in (model, rounded)
+    ]
+    return rounded if losses[1] < losses[0] else model
 
 
 def backtest_quantiles(
@@ -118,6 +146,9 @@ def backtest_quantiles(
     groups = [predictor.interval_group(item) for item in result.series for _ in range(windows)]
     offsets = model.calibration.compute_offsets(levels, horizon=result.horizon, scales=scales, groups=groups)
     quantiles = np.asarray(result.forecasts[name][..., None] + offsets.reshape(*result.actual.shape, len(levels)))
+    if model.calibration.is_rounded:
+        are_counts = np.array([has_whole_numbers(item.y) for item in result.series])
+        quantiles = np.where(are_counts[:, None, None, None], np.round(quantiles), quantiles)
     return clip_at_origins(predictor, result, quantiles)
 
 

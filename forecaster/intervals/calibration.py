@@ -65,6 +65,7 @@ class Calibration(_StrictModel):
             offsets are normal scores of the head, and the same at every step.
         difficulty: The factors of scales, or of a head's spread, by the latest changes of a history; None if it has no effect.
         joint: How far bands of whole paths are wider; None if there were too few windows.
+        is_rounded: Whether quantiles of counts are whole numbers, as every quantile of a count is.
     """
 
     steps: tuple[StepCount, ...] = Field(min_length=1)
@@ -77,6 +78,7 @@ class Calibration(_StrictModel):
     unit: Literal["history", "head"] = "history"
     difficulty: Difficulty | None = None
     joint: JointTable | None = None
+    is_rounded: bool = False
 
     @classmethod
     def from_json(cls, content: bytes | str) -> Calibration:

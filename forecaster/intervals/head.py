@@ -39,6 +39,7 @@ def recalibrate_head(
     changes: Float64[np.ndarray, "series window change"] | None = None,
     groups: Sequence[str | None] | None = None,
     overlap: float = 0.0,
+    tails_apart: bool = False,
 ) -> Calibration:
     """Computes the normal scores of the head that its quantiles should have, pooled over series and steps.
 
@@ -54,6 +55,7 @@ def recalibrate_head(
         changes: `measure_changes` of the history of each window with, last, its `history_scale`.
         groups: As for `calibrate`.
         overlap: The share of a window that the next one has in common with it.
+        tails_apart: Whether each tail has its own scores, and the median too, as the skewed distribution of small counts needs.
     """
     difficulty = None
     if changes is not None:
@@ -65,14 +67,14 @@ def recalibrate_head(
     windows = int(np.isfinite(scores).any(axis=(0, 2)).sum())
     origins = 1 + (1 - overlap) * (windows - 1)
     prior = PRIOR_ORIGINS / (origins + PRIOR_ORIGINS)
-    pool, paths = _fit_score_table(flatten_windows(scores), prior), flatten_windows(scores)
+    pool, paths = _fit_score_table(flatten_windows(scores), prior, tails_apart=tails_apart), flatten_windows(scores)
     under_pool = scores_under_table(paths, np.repeat(np.array(pool.offsets), paths.shape[1], axis=0), TABLE_LEVELS)
     return Calibration(
         steps=(1,),
         levels=TABLE_LEVELS,
         pool=pool,
         groups={
-            group: _fit_score_table(flatten_windows(scores[rows]), prior)
+            group: _fit_score_table(flatten_windows(scores[rows]), prior, tails_apart=tails_apart)
             for group, rows in rows_of_large_groups(scores, groups).items()
         },
         unit="head",
@@ -86,15 +88,16 @@ def head_spreads(offsets: Float64[np.ndarray, "*rows horizon level"]) -> Float64
     return np.asarray(offsets[..., 0, -1] - offsets[..., 0, 0])
 
 
-def _fit_score_table(scores: ResidualArray, prior: float) -> QuantileTable:
+def _fit_score_table(scores: ResidualArray, prior: float, *, tails_apart: bool) -> QuantileTable:
     """Fits the table of normal scores at a single step; with few windows it holds the scores of the head itself."""
     nominal = normal_quantiles(TABLE_LEVELS)
     flat = np.sort(scores[np.isfinite(scores)])
     has_ranks = len(scores) >= MIN_RANK_WINDOWS
     offsets = nominal
     if has_ranks:
-        both_tails = np.sort(np.concatenate([flat, -flat]))
-        offsets = prior * nominal + (1 - prior) * rank_quantiles(both_tails, 2 * len(scores))
+        copies = 1 if tails_apart else 2
+        pooled = flat if tails_apart else np.sort(np.concatenate([flat, -flat]))
+        offsets = prior * nominal + (1 - prior) * rank_quantiles(pooled, copies * len(scores))
     basis: Literal["ranks", "gaussian", "assumed"] = "ranks" if has_ranks else "gaussian" if len(scores) else "assumed"
     spread = float(np.abs(flat).mean()) if len(flat) else 1 / STD_OVER_MEAN_ABS_DEVIATION
     return QuantileTable(

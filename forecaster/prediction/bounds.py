@@ -198,9 +198,29 @@ def decide_non_negative(panel: Panel, spec: Spec) -> bool:
 
 
 def without_bounds(fitted_model: ModelT) -> ModelT:
-    """Returns the model with forecasts that are not clipped, to compare engines by them."""
+    """Returns the model with forecasts that are neither clipped nor rounded, to compare engines by them."""
     update = {"lower": None, "upper": None, "non_negative": False}
-    return replace(fitted_model, spec=fitted_model.spec.model_copy(update=update))
+    calibration = fitted_model.calibration
+    if calibration is not None and calibration.is_rounded:
+        calibration = calibration.model_copy(update={"is_rounded": False})
+    return replace(fitted_model, spec=fitted_model.spec.model_copy(update=update), calibration=calibration)
+
+
+def round_quantiles(
+    series: Sequence[Series], outcomes: Sequence[Forecast | ForecasterError]
+) -> list[Forecast | ForecasterError]:
+    """Returns the outcomes with quantiles that are whole numbers, for the histories whose values are."""
+    return [
+        replace(outcome, quantiles={level: np.round(values) for level, values in outcome.quantiles.items()})
+        if isinstance(outcome, Forecast) and outcome.quantiles and has_whole_numbers(item.y)
+        else outcome
+        for item, outcome in zip(series, outcomes, strict=True)
+    ]
+
+
+def has_whole_numbers(values: Float64[np.ndarray, "_"]) -> bool:
+    """Whether all observed values are whole numbers."""
+    return bool(((values == np.round(values)) | np.isnan(values)).all())
 
 
 def find_extremes(series: Sequence[Series]) -> tuple[Float64[np.ndarray, "series"], Float64[np.ndarray, "series"]]:

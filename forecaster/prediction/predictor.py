@@ -20,7 +20,7 @@ from forecaster.frequency.timestamps import Timestamps
 from forecaster.installation import is_installed, require_package
 from forecaster.intervals.adaptive import AdaptiveState
 from forecaster.intervals.difficulty import count_recent_steps, measure_changes
-from forecaster.prediction.bounds import Bounds
+from forecaster.prediction.bounds import Bounds, round_quantiles
 from forecaster.prediction.carry import required_steps, truncate_series
 from forecaster.prediction.engine_choice import choose_engine, choose_sampling_engine, combine_engines
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
@@ -351,13 +351,14 @@ class Predictor:
 
         With levels, calibrated quantiles are added around the bounded means, as the calibration measured them.
         """
-        if not self.bounds.is_active:
-            return self.add_quantiles(series, outcomes, levels, adaptive_state) if levels else list(outcomes)
-        row_bounds = self.bounds.for_series(series)
-        bounded = row_bounds.clip_forecasts(outcomes)
+        row_bounds = self.bounds.for_series(series) if self.bounds.is_active else None
+        bounded = list(outcomes) if row_bounds is None else row_bounds.clip_forecasts(outcomes)
         if levels:
-            bounded = row_bounds.clip_forecasts(self.add_quantiles(series, bounded, levels, adaptive_state))
-        return row_bounds.add_warnings(bounded)
+            bounded = self.add_quantiles(series, bounded, levels, adaptive_state)
+        calibration = self.fitted_model.calibration
+        if calibration is not None and calibration.is_rounded:
+            bounded = round_quantiles(series, bounded)
+        return bounded if row_bounds is None else row_bounds.add_warnings(row_bounds.clip_forecasts(bounded))
 
     def add_quantiles(
         self,
