@@ -13,15 +13,22 @@ import numpy as np
 import pandas as pd
 
 from forecaster.bundle import artifact
-from forecaster.bundle.pretrained.base import BASE_FOLDER, specialize_to_panel
+from forecaster.bundle.pretrained.base import BASE_FOLDER, specialize_to_panel, zero_shot_predictor
 from forecaster.errors import LevelOutOfRange
 from forecaster.evaluation.backtest import Backtest, explain_missing_forecasts
 from forecaster.evaluation.backtest import backtest as run_backtest
-from forecaster.evaluation.baselines import ForecastFunction, build_baselines, statistical_baseline
+from forecaster.evaluation.baselines import (
+    BASELINES,
+    ZERO_SHOT,
+    ForecastFunction,
+    build_baselines,
+    statistical_baseline,
+)
 from forecaster.evaluation.calibration import add_quantiles
 from forecaster.evaluation.scores import SCORED_LEVELS, group_series, overall_scores, score_table
 from forecaster.evaluation.significance import SignificanceResult, compare_forecasters
 from forecaster.frequency.timestamps import is_earlier
+from forecaster.prediction.fitted_model import as_fitted_model
 from forecaster.prediction.head_quantiles import has_quantiles
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.progress import NO_PROGRESS, Progress
@@ -106,7 +113,8 @@ def backtest(
     Args:
         bundles: Models by name; the others are compared with the first, which also sets horizon and season.
         data: Where the panel comes from; the additional columns of all models are read with it.
-        baselines: Statistical baselines; seasonal naive and the last value are always included.
+        baselines: Statistical baselines; seasonal naive and the last value are always included, and the pretrained network unless
+            it is one of the models.
         horizon: Steps ahead; by default the first model's horizon.
         windows: Rolling origins of each series.
         stride: Steps between the origins; by default one horizon.
@@ -129,7 +137,11 @@ def backtest(
     forecasters: dict[str, ForecastFunction | Predictor] = {
         name: Predictor(loaded.model) for name, loaded in bundles.items()
     }
-    forecasters |= build_baselines(season=season)
+    models = {name: loaded.model for name, loaded in bundles.items()}
+    pretrained = zero_shot_predictor(
+        panel.freq, horizon=horizon or model.spec.horizon, season=season, models=models.values()
+    )
+    forecasters |= build_baselines(season=season, pretrained=pretrained)
     for name in dict.fromkeys(baselines):
         on_history = partial(_count_histories, progress, len(forecasters))
         forecasters[name] = statistical_baseline(name, season=season, jobs=n_jobs, progress=on_history)
@@ -144,8 +156,8 @@ def backtest(
         stride=stride,
         progress=progress,
     )
-    models = {name: loaded.model for name, loaded in bundles.items()}
-    result = add_quantiles(result, models, levels=(*SCORED_LEVELS, *levels))
+    baseline_models = {} if pretrained is None else {ZERO_SHOT: as_fitted_model(pretrained.fitted_model)}
+    result = add_quantiles(result, {**models, **baseline_models}, levels=(*SCORED_LEVELS, *levels))
     comparisons = {name: compare_forecasters(result, model_name, name) for name in forecasters if name != model_name}
     scores = pd.concat([score_table(result, by=group_by), _build_difference_table(comparisons)], ignore_index=True)
     messages = _collect_messages(panel, result, models, season)
@@ -158,14 +170,14 @@ def _count_histories(progress: Progress, forecasters_before: int, done: int, tot
 
 
 def draw_figures(report: BacktestReport) -> dict[str, Figure]:
-    """Draws figures by file name: error by step ahead, the best and the worst series, and calibration if there are intervals."""
+    """Draws figures by file name: error by step ahead, best and worst series, and calibration if a model has intervals."""
     from forecaster.evaluation.plots import plot_best_and_worst, plot_calibration, plot_error_by_step
 
     figures = {
         "error_by_horizon.png": plot_error_by_step(report.result),
         "best_and_worst.png": plot_best_and_worst(report.result, report.model_name),
     }
-    if report.result.quantiles:
+    if set(report.result.quantiles) - set(BASELINES):
         figures["calibration.png"] = plot_calibration(report.result)
     return figures
 

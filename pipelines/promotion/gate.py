@@ -10,13 +10,19 @@ from typing import NamedTuple
 import numpy as np
 
 from forecaster.evaluation.backtest import Backtest
-from forecaster.evaluation.baselines import BASELINES, SEASONAL_NAIVE, format_baseline
-from forecaster.evaluation.bootstrap import PairedGain, choose_block_length, compute_paired_gain
+from forecaster.evaluation.baselines import BASELINES, NAIVE_BASELINES, SEASONAL_NAIVE, ZERO_SHOT, format_baseline
+from forecaster.evaluation.bootstrap import PairedGain
 from forecaster.evaluation.scores import group_series
 from forecaster.metrics import nanmean
 from forecaster.registry.registry import CHALLENGER, CHAMPION
 from forecaster.shapes import Bool, Float64
 from pipelines.promotion.policy import Policy
+from pipelines.promotion.zero_shot import (
+    ZeroShotComparison,
+    compare_errors,
+    compare_reported_zero_shot,
+    compare_zero_shot,
+)
 
 NOMINAL_COVERAGE = 0.8  # nominal coverage of the intervals that are checked
 _EXACT_SHARE = 1e-6  # about the rounding error of networks in float32
@@ -108,18 +114,8 @@ def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | N
     floor = _compute_error_floor(result)
     has_champion = CHAMPION in result.forecasts
     is_comparable = has_champion and bool(np.isfinite(errors[CHALLENGER] - errors[CHAMPION]).any())
-    windows = result.actual.shape[1]
-    gain = None
-    if is_comparable:
-        block_length = choose_block_length(windows=windows, horizon=result.horizon, stride=result.stride)
-        gain = compute_paired_gain(
-            np.maximum(errors[CHALLENGER], floor),
-            np.maximum(errors[CHAMPION], floor),
-            block_length=block_length,
-            min_units=policy.least,
-            confidence=policy.confidence,
-            seed=policy.seed,
-        )
+    floored = {name: np.maximum(model_errors, floor) for name, model_errors in errors.items()}
+    gain = compare_errors(floored[CHALLENGER], floored[CHAMPION], result, policy) if is_comparable else None
     group_gains: tuple[GroupGain, ...] = ()
     if is_comparable:
         group_gains = tuple(_compute_group_gains(result, errors, floor, policy))
@@ -128,6 +124,7 @@ def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | N
         _check_finite(result.forecasts[CHALLENGER]),
         _check_enough_data(errors[CHALLENGER], errors[SEASONAL_NAIVE] > floor, gain, policy),
         *_check_baselines(mean_errors, policy),
+        *_check_zero_shot(compare_zero_shot(floored[CHALLENGER], floored.get(ZERO_SHOT), result, policy), policy),
         _check_incomparable(evidence.champion_differences, policy)
         if has_champion and not is_comparable
         else _check_champion(mean_errors, gain, policy),
@@ -145,8 +142,9 @@ def judge_reported_scores(
     """Judges a challenger by the scores in its bundle, for use when the raw errors are not available.
 
     MASE is compared; the mean absolute error (MAE) if no series has a scale (constant series have none). The check of a
-    baseline fails if neither score is available. Bundles of earlier versions have no scores of the last value, which is then
-    not compared.
+    naive baseline fails if neither score is available. Means do not show what is due to chance, so the error may exceed that of
+    the pretrained network by half. Bundles of earlier versions have no scores of it, or of the last value, which are then not
+    compared.
 
     Args:
         scores: By forecaster, then by metric.
@@ -154,8 +152,11 @@ def judge_reported_scores(
         evidence: Measurements of the bundle.
     """
     checks = tuple(
-        _check_reported_baseline(name, scores[CHALLENGER], scores[name], policy) for name in BASELINES if name in scores
+        _check_reported_baseline(name, scores[CHALLENGER], scores[name], policy)
+        for name in NAIVE_BASELINES
+        if name in scores
     )
+    checks += tuple(_check_zero_shot(compare_reported_zero_shot(scores[CHALLENGER], scores.get(ZERO_SHOT)), policy))
     differences = evidence.champion_differences
     incomparable = (_check_incomparable(differences, policy),) if differences else ()
     return Verdict((*checks, *incomparable, *_check_evidence(evidence, policy)))
@@ -276,8 +277,8 @@ def _check_enough_data(
 
 
 def _check_baselines(mean_errors: Mapping[str, float], policy: Policy) -> Iterator[Check]:
-    """Compares the challenger with every baseline of the backtest."""
-    for name in BASELINES:
+    """Compares the challenger with every naive baseline of the backtest."""
+    for name in NAIVE_BASELINES:
         if name in mean_errors:
             yield _check_baseline(name, mean_errors[CHALLENGER], mean_errors[name], policy)
 
@@ -288,6 +289,13 @@ def _check_baseline(name: str, error: float, baseline_error: float, policy: Poli
     verb = "beats" if passed else "does not beat"
     reason = f"{metric} {error:.4f} {verb} {format_baseline(name)}'s {baseline_error:.4f}"
     return Check(name, passed, error, bound, reason)
+
+
+def _check_zero_shot(comparison: ZeroShotComparison | None, policy: Policy) -> Iterator[Check]:
+    """Judges the comparison with the pretrained network, if there is one."""
+    if comparison is not None:
+        passed, reason = comparison.judge(policy), comparison.describe(policy)
+        yield Check(ZERO_SHOT, passed, comparison.excess, policy.naive_room, reason)
 
 
 def _check_incomparable(differences: Sequence[str], policy: Policy) -> Check:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from forecaster.bundle.pretrained.base import zero_shot_predictor
 from forecaster.data.calendar import default_season
 from forecaster.data.split import hold_out
 from forecaster.errors import BadSpec, InputError, NonFiniteLoss, TrainingError
@@ -219,7 +220,8 @@ def _score_baselines(panel: Panel, spec: Spec, *, season: int) -> dict[str, floa
     All series are used, also where an epoch of a trial is scored on a sample of them.
     """
     windows, stride = spec.training.valid_windows, spec.training.valid_stride
-    forecasters = build_baselines(season=season)
+    pretrained = zero_shot_predictor(panel.freq, horizon=spec.horizon, season=season)
+    forecasters = build_baselines(season=season, pretrained=pretrained)
     result = backtest(
         panel,
         forecasters,

@@ -44,7 +44,20 @@ _NAIVE_SCORES = {
     "mase_by_step": [0.95, 0.97, 0.99],
     "mae_by_step": [2.4, 2.5, 2.6],
 }
-_COMPARISON = {"model": _SCORES, "seasonal_naive": _NAIVE_SCORES, "reliable_horizon": 3, "coverage": {"0.9": 0.89}}
+_ZERO_SHOT_SCORES = {
+    "mase": 0.84,
+    "mae": 2.2,
+    "smape": 9.6,
+    "mase_by_step": [0.8, 0.84, 0.88],
+    "mae_by_step": [2.1, 2.2, 2.3],
+}
+_COMPARISON = {
+    "model": _SCORES,
+    "seasonal_naive": _NAIVE_SCORES,
+    "zero_shot": _ZERO_SHOT_SCORES,
+    "reliable_horizon": 3,
+    "coverage": {"0.9": 0.89},
+}
 _ACCURACY = {"n": 36, "mae": 2.2, "bias": -0.3, "mase": 0.85, "coverage": {"0.8": 0.81}, "width": {"0.8": 6.7}}
 _READINESS = {"ready": True, "model": _MODEL, "age_s": 812.4, "slot": {"checked_s": 0.4, "error": None}}
 
