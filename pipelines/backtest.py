@@ -18,7 +18,6 @@ from forecaster.errors import LevelOutOfRange
 from forecaster.evaluation.backtest import Backtest, explain_missing_forecasts
 from forecaster.evaluation.backtest import backtest as run_backtest
 from forecaster.evaluation.baselines import (
-    BASELINES,
     ZERO_SHOT,
     ForecastFunction,
     build_baselines,
@@ -156,8 +155,10 @@ def backtest(
         stride=stride,
         progress=progress,
     )
-    baseline_models = {} if pretrained is None else {ZERO_SHOT: as_fitted_model(pretrained.fitted_model)}
-    result = add_quantiles(result, {**models, **baseline_models}, levels=(*SCORED_LEVELS, *levels))
+    with_quantiles = dict(models)
+    if pretrained is not None and any(map(has_quantiles, models.values())):
+        with_quantiles[ZERO_SHOT] = as_fitted_model(pretrained.fitted_model)
+    result = add_quantiles(result, with_quantiles, levels=(*SCORED_LEVELS, *levels))
     comparisons = {name: compare_forecasters(result, model_name, name) for name in forecasters if name != model_name}
     scores = pd.concat([score_table(result, by=group_by), _build_difference_table(comparisons)], ignore_index=True)
     messages = _collect_messages(panel, result, models, season)
@@ -170,14 +171,14 @@ def _count_histories(progress: Progress, forecasters_before: int, done: int, tot
 
 
 def draw_figures(report: BacktestReport) -> dict[str, Figure]:
-    """Draws figures by file name: error by step ahead, best and worst series, and calibration if a model has intervals."""
+    """Draws figures by file name: error by step ahead, the best and the worst series, and calibration if there are intervals."""
     from forecaster.evaluation.plots import plot_best_and_worst, plot_calibration, plot_error_by_step
 
     figures = {
         "error_by_horizon.png": plot_error_by_step(report.result),
         "best_and_worst.png": plot_best_and_worst(report.result, report.model_name),
     }
-    if set(report.result.quantiles) - set(BASELINES):
+    if report.result.quantiles:
         figures["calibration.png"] = plot_calibration(report.result)
     return figures
 

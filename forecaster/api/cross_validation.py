@@ -16,6 +16,7 @@ from forecaster.data.split import hold_out, rolling_origins
 from forecaster.errors import HistoryTooShort, InputError
 from forecaster.frequency.timestamps import Timestamp, Timestamps, format_timestamp, is_earlier, timestamp_at
 from forecaster.prediction.fitted_model import as_fitted_model
+from forecaster.prediction.head_quantiles import has_quantiles
 from forecaster.prediction.predictor import Predictor
 from forecaster.progress import Progress
 from forecaster.series import Panel
@@ -126,9 +127,10 @@ def evaluate_model(
         min_history=model.spec.min_steps,
         stride=stride,
     )
-    models = {MODEL_COLUMN: predictor} if pretrained is None else {MODEL_COLUMN: predictor, ZERO_SHOT: pretrained}
-    fitted_models = {name: as_fitted_model(each.fitted_model) for name, each in models.items()}
-    result = add_quantiles(result, fitted_models, levels=SCORED_LEVELS)
+    models = {MODEL_COLUMN: as_fitted_model(model)}
+    if pretrained is not None and has_quantiles(model):
+        models[ZERO_SHOT] = as_fitted_model(pretrained.fitted_model)
+    result = add_quantiles(result, models, levels=SCORED_LEVELS)
     is_trained_on = np.array([[is_earlier(at, cutoff) for at in cutoffs] for cutoffs in result.cutoffs], dtype=bool)
 
     def score(part: Backtest, mask: np.ndarray, *, flag: bool) -> Iterator[dict[str, Any]]:

@@ -36,7 +36,9 @@ def test_tune_prints_the_best_spec_and_the_next_command(
     assert lines[0].split()[:4] == ["trial", "rollout", "epochs", "seconds"]
     assert {lines[1].split()[0], lines[2].split()[0]} == {"1", "2"}
     assert float(lines[1].split()[1]) <= float(lines[2].split()[1])
-    assert re.search(r", seasonal naive [\d.]+, the last value [\d.]+ on the same validation windows", lines[3])
+    assert re.search(
+        r", seasonal naive [\d.]+, the last value [\d.]+, the pretrained network [\d.]+ on the same", lines[3]
+    )
     assert lines[4].startswith("season  6 steps ")
     command = (
         f"forecaster train {six_meters.source} --config {out} --test-windows 2 --zone Europe/Berlin --root {root.path}"
