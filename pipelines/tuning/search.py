@@ -203,6 +203,11 @@ def validate_search(spec: Spec, *, n_trials: int, timeout: float | None, seed: i
         raise InputError(f"Expected --timeout of more than 0 seconds; found {timeout:g}. Omit it for no limit.")
 
 
+def select_history(panel: Panel, spec: Spec, *, test_windows: int) -> Panel:
+    """Removes the test windows, and the series that are too short for the specification; raises HistoryTooShort."""
+    return hold_out(panel, test_windows * spec.horizon, min_history=spec.min_steps + 1).history
+
+
 def _select_search_panel(panel: Panel, spec: Spec, *, test_windows: int) -> Panel:
     """Removes the test windows, and the series that are too short for all trials; raises HistoryTooShort."""
     min_history = spec.validation_steps + spec.min_steps + 1
