@@ -1,10 +1,11 @@
 """Compares forecasts from the last window with forecasts from the whole history, using the same networks.
 
-    python benchmarks/carrying.py       about ten minutes on a free core
+    python benchmarks/carrying.py                 about ten minutes on a free core
+    python benchmarks/carrying.py --pretrained    the pretrained network only, which is not trained: half a minute
 
 Reads hospital (which ships with the project) and m4_hourly and vic_elec from `shared/data` beside (or in) the checkout; missing
 data sets are reported and skipped. All cutoffs are before the last test window of each data set and after the training data.
-Writes benchmarks/results/carrying.md.
+Writes benchmarks/results/carrying.md, of which `--pretrained` replaces the last part.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from forecaster.bundle.pretrained.base import specialize_base
+from forecaster.data.calendar import default_season
 from forecaster.data.datasets import load_hospital
 from forecaster.data.frames.panel import to_panel
 from forecaster.data.split import hold_out
@@ -35,6 +38,9 @@ from forecaster.training.fit import fit
 from pipelines.sources import read_spec
 
 ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "carrying.md"
+PRETRAINED_HEADING = "\n## The pretrained network"
+PRETRAINED_CONTEXTS = {"hospital": 24, "m4_hourly": 168, "vic_elec": 336}  # those of the trained networks
 
 
 class CarryGap(NamedTuple):
@@ -118,15 +124,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="number of networks per row")
     parser.add_argument("--only", help="run one data set only; no file is written")
+    parser.add_argument("--pretrained", action="store_true", help="measure the pretrained network only")
     options = parser.parse_args()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    lines = []
-    for line in report_lines(range(options.seeds), options.only):
-        print(line, flush=True)
-        lines.append(line)
+    trained = [] if options.pretrained else print_lines(report_lines(range(options.seeds), options.only))
+    pretrained = print_lines(pretrained_lines(options.only))
     if options.only is None:
-        (ROOT / "benchmarks" / "results" / "carrying.md").write_text("\n".join([*lines, ""]))
+        first = RESULT.read_text().partition(PRETRAINED_HEADING)[0].splitlines() if options.pretrained else trained
+        RESULT.write_text("\n".join([*first, *pretrained, ""]))
+
+
+def print_lines(lines: Iterator[str]) -> list[str]:
+    """Prints lines as they are computed, and returns them."""
+    printed = []
+    for line in lines:
+        print(line, flush=True)
+        printed.append(line)
+    return printed
 
 
 def report_lines(seeds: range, only: str | None) -> Iterator[str]:
@@ -146,15 +161,7 @@ def report_lines(seeds: range, only: str | None) -> Iterator[str]:
     for name, study in available_studies(only):
         for label, fields in study.fields.items():
             spec = Spec.parse(fields, where="carrying.py")
-            naive = backtest(
-                study.panel,
-                {"naive": seasonal_naive(spec.season or 1)},
-                horizon=spec.horizon,
-                windows=study.windows,
-                season=spec.season or 1,
-                min_history=spec.min_steps,
-                stride=study.stride,
-            ).scores("naive")["mase"]
+            naive = score_seasonal_naive(study, spec, season=spec.season or 1)
             models = [fit_network(study, fields, seed=seed, reads="window") for seed in seeds]
             gaps = [measure_gap(study, model) for model in models]
             columns = [
@@ -165,6 +172,43 @@ def report_lines(seeds: range, only: str | None) -> Iterator[str]:
                 [measure_gap(study, fit_network(study, fields, seed=seed, reads="history")).history for seed in seeds],
             ]
             yield f"| {name}, {label} | {naive:.3f} | {' | '.join(map(format_range, columns))} |"
+
+
+def pretrained_lines(only: str | None) -> Iterator[str]:
+    """Yields the lines of the report about the pretrained network, which has no seeds: it is not trained on the data."""
+    yield PRETRAINED_HEADING
+    yield (
+        "\n`python benchmarks/carrying.py --pretrained`. The same cutoffs. *Window* reads the last steps only: as many as "
+        "the trained networks above, and as many as its own context. *Carried* reads the whole history "
+        "once; its scale follows the series as it is read, instead of being that of the first context.\n"
+    )
+    yield "| data, window | seasonal naive | window | carried | distance |"
+    yield "|---|---|---|---|---|"
+    for name, study in available_studies(only):
+        fields = next(iter(study.fields.values()))
+        season = fields["season"] or default_season(study.panel.freq)
+        base = specialize_base(study.panel.freq, horizon=fields["horizon"], season=season).to_fitted_model()
+        for context in sorted({PRETRAINED_CONTEXTS[name], base.spec.context}):
+            model = with_reads(base, "window", context=context)
+            naive = score_seasonal_naive(study, model.spec, season=season)
+            gap = measure_gap(study, model)
+            yield (
+                f"| {name}, {context} steps | {naive:.3f} | {gap.window:.3f} | {gap.history:.3f} | {gap.distance:.3f} |"
+            )
+
+
+def score_seasonal_naive(study: CarryStudy, spec: Spec, *, season: int) -> float:
+    """Returns the MASE of the seasonal naive forecast at the cutoffs of the study."""
+    result = backtest(
+        study.panel,
+        {"naive": seasonal_naive(season)},
+        horizon=spec.horizon,
+        windows=study.windows,
+        season=season,
+        min_history=spec.min_steps,
+        stride=study.stride,
+    )
+    return result.scores("naive")["mase"]
 
 
 def fit_network(study: CarryStudy, fields: dict[str, Any], *, seed: int, reads: str) -> FittedModel:

@@ -29,6 +29,7 @@ from forecaster.spec import Spec
 from forecaster.training.presets import build_candidate_specs
 from pipelines.monitoring.monitor import Finding, build_monitoring_report, resolve_ledger_url
 from pipelines.promotion.gate import Verdict
+from pipelines.promotion.policy import Policy
 from pipelines.promotion.promote import fetch_bundle, find_champion
 from pipelines.retraining.retrain import RetrainOptions, retrain
 from pipelines.retraining.triggers import check_triggers
@@ -38,6 +39,9 @@ from pipelines.sources import DataSource, read_panel
 HOURS_PER_DAY = 24
 FROZEN, NIGHTLY, IF_NEEDED, NAIVE = "frozen", "nightly", "if_needed", "seasonal naive"
 MODELS = (FROZEN, NIGHTLY, IF_NEEDED)
+
+# The question is when to train and promote, with networks that train in seconds; a pretrained network does not age.
+POLICY = Policy(zero_shot=False)
 
 
 class PlannedShift(NamedTuple):
@@ -204,7 +208,7 @@ def simulate_night(
     if not reasons:
         return NightResult(findings)
     started = time.perf_counter()
-    result = retrain(data, spec, root, RetrainOptions(trigger="schedule"))
+    result = retrain(data, spec, root, RetrainOptions(trigger="schedule", policy=POLICY))
     return NightResult(findings, reasons, result.verdict, time.perf_counter() - started)
 
 

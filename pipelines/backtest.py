@@ -13,15 +13,21 @@ import numpy as np
 import pandas as pd
 
 from forecaster.bundle import artifact
-from forecaster.bundle.pretrained.base import BASE_FOLDER, specialize_to_panel
+from forecaster.bundle.pretrained.base import BASE_FOLDER, specialize_to_panel, zero_shot_predictor
 from forecaster.errors import LevelOutOfRange
 from forecaster.evaluation.backtest import Backtest, explain_missing_forecasts
 from forecaster.evaluation.backtest import backtest as run_backtest
-from forecaster.evaluation.baselines import ForecastFunction, build_baselines, statistical_baseline
+from forecaster.evaluation.baselines import (
+    ZERO_SHOT,
+    ForecastFunction,
+    build_baselines,
+    statistical_baseline,
+)
 from forecaster.evaluation.calibration import add_quantiles
 from forecaster.evaluation.scores import SCORED_LEVELS, group_series, overall_scores, score_table
 from forecaster.evaluation.significance import SignificanceResult, compare_forecasters
 from forecaster.frequency.timestamps import is_earlier
+from forecaster.prediction.fitted_model import as_fitted_model
 from forecaster.prediction.head_quantiles import has_quantiles
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.progress import NO_PROGRESS, Progress
@@ -106,7 +112,8 @@ def backtest(
     Args:
         bundles: Models by name; the others are compared with the first, which also sets horizon and season.
         data: Where the panel comes from; the additional columns of all models are read with it.
-        baselines: Statistical baselines; seasonal naive and the last value are always included.
+        baselines: Statistical baselines; seasonal naive and the last value are always included, and the pretrained network unless
+            it is one of the models.
         horizon: Steps ahead; by default the first model's horizon.
         windows: Rolling origins of each series.
         stride: Steps between the origins; by default one horizon.
@@ -129,7 +136,11 @@ def backtest(
     forecasters: dict[str, ForecastFunction | Predictor] = {
         name: Predictor(loaded.model) for name, loaded in bundles.items()
     }
-    forecasters |= build_baselines(season=season)
+    models = {name: loaded.model for name, loaded in bundles.items()}
+    pretrained = zero_shot_predictor(
+        panel.freq, horizon=horizon or model.spec.horizon, season=season, models=models.values()
+    )
+    forecasters |= build_baselines(season=season, pretrained=pretrained)
     for name in dict.fromkeys(baselines):
         on_history = partial(_count_histories, progress, len(forecasters))
         forecasters[name] = statistical_baseline(name, season=season, jobs=n_jobs, progress=on_history)
@@ -144,8 +155,10 @@ def backtest(
         stride=stride,
         progress=progress,
     )
-    models = {name: loaded.model for name, loaded in bundles.items()}
-    result = add_quantiles(result, models, levels=(*SCORED_LEVELS, *levels))
+    with_quantiles = dict(models)
+    if pretrained is not None and any(map(has_quantiles, models.values())):
+        with_quantiles[ZERO_SHOT] = as_fitted_model(pretrained.fitted_model)
+    result = add_quantiles(result, with_quantiles, levels=(*SCORED_LEVELS, *levels))
     comparisons = {name: compare_forecasters(result, model_name, name) for name in forecasters if name != model_name}
     scores = pd.concat([score_table(result, by=group_by), _build_difference_table(comparisons)], ignore_index=True)
     messages = _collect_messages(panel, result, models, season)

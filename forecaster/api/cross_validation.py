@@ -15,7 +15,8 @@ from forecaster.api.tables import MODEL_COLUMN, rename_backtest_table, validate_
 from forecaster.data.split import hold_out, rolling_origins
 from forecaster.errors import HistoryTooShort, InputError
 from forecaster.frequency.timestamps import Timestamp, Timestamps, format_timestamp, is_earlier, timestamp_at
-from forecaster.prediction.fitted_model import FittedModel, StoredModel
+from forecaster.prediction.fitted_model import as_fitted_model
+from forecaster.prediction.head_quantiles import has_quantiles
 from forecaster.prediction.predictor import Predictor
 from forecaster.progress import Progress
 from forecaster.series import Panel
@@ -98,8 +99,9 @@ def evaluate_model(
         InputError: The windows reach into the training data, and `in_sample` is False.
     """
     require_training()
+    from forecaster.bundle.pretrained.base import zero_shot_predictor
     from forecaster.evaluation.backtest import Backtest, backtest
-    from forecaster.evaluation.baselines import build_baselines
+    from forecaster.evaluation.baselines import ZERO_SHOT, build_baselines
     from forecaster.evaluation.calibration import add_quantiles
     from forecaster.evaluation.scores import SCORED_LEVELS, overall_scores, score_table
 
@@ -115,16 +117,20 @@ def evaluate_model(
             "rows of their own.",
             where="df",
         )
+    pretrained = zero_shot_predictor(panel.freq, horizon=horizon, season=model.season, models=[model])
     result = backtest(
         panel,
-        {MODEL_COLUMN: predictor, **build_baselines(season=model.season)},
+        {MODEL_COLUMN: predictor, **build_baselines(season=model.season, pretrained=pretrained)},
         horizon=horizon,
         windows=windows or max(1, available),
         season=model.season,
         min_history=model.spec.min_steps,
         stride=stride,
     )
-    result = add_quantiles(result, {MODEL_COLUMN: _as_fitted(model)}, levels=SCORED_LEVELS)
+    models = {MODEL_COLUMN: as_fitted_model(model)}
+    if pretrained is not None and has_quantiles(model):
+        models[ZERO_SHOT] = as_fitted_model(pretrained.fitted_model)
+    result = add_quantiles(result, models, levels=SCORED_LEVELS)
     is_trained_on = np.array([[is_earlier(at, cutoff) for at in cutoffs] for cutoffs in result.cutoffs], dtype=bool)
 
     def score(part: Backtest, mask: np.ndarray, *, flag: bool) -> Iterator[dict[str, Any]]:
@@ -176,7 +182,7 @@ def _forecast_origins(
         stride=stride,
     )
     if levels:
-        result = add_quantiles(result, {MODEL_COLUMN: _as_fitted(model)}, levels=levels)
+        result = add_quantiles(result, {MODEL_COLUMN: as_fitted_model(model)}, levels=levels)
     return rename_backtest_table(result.to_frame(levels=levels), columns)
 
 
@@ -192,7 +198,3 @@ def _count_later_steps(timestamps: Timestamps, cutoff: Timestamp) -> int:
     if not is_earlier(cutoff, timestamp_at(timestamps, -1)):
         return 0
     return int(np.sum(np.asarray(timestamps > cutoff)))
-
-
-def _as_fitted(model: FittedModel | StoredModel) -> FittedModel:
-    return model if isinstance(model, FittedModel) else model.to_fitted_model()

@@ -162,7 +162,7 @@ def choose_spec(panel: Panel, options: ModelOptions, *, test_windows: int, progr
 def fit_spec(
     panel: Panel, spec: Spec, options: ModelOptions, *, test_windows: int, data_name: str, progress: Progress
 ) -> TrainedModel:
-    """Fits, calibrates and tests a model, beside seasonal naive and the last value."""
+    """Fits, calibrates and tests a model, beside naive forecasts and the pretrained network."""
     require_training()
     from forecaster.training.sequence import train_model
 

@@ -144,7 +144,7 @@ class Forecaster:
 
     @with_argument_names
     def fit(self, df: Any, *, test_windows: int = 1, progress: bool | Progress = True) -> Self:
-        """Tries the variants of the preset, fits and calibrates the best, and tests it beside two baselines; see `report`.
+        """Tries the variants of the preset, fits and calibrates the best, and tests it beside baselines; see `report`.
 
         Args:
             df: The data.
@@ -292,7 +292,7 @@ class Forecaster:
         step_size: int | None = None,
         in_sample: bool = False,
     ) -> Any:
-        """Scores this model on data after its training cutoff, beside seasonal naive and the last value.
+        """Scores this model on data after its training cutoff, beside naive forecasts and the pretrained network.
 
         Windows that begin before the training cutoff are never scored silently: they are left out with a warning, refused if
         there are no others, or scored in rows of their own (`in_sample`).
@@ -518,7 +518,7 @@ class Forecaster:
 
     @property
     def report(self) -> Any:
-        """The scores of the test, one row per forecaster, beside seasonal naive and the last value; empty without a test."""
+        """The scores of the test, one row per forecaster, of which some are naive or pretrained; empty without a test."""
         scores = {
             MODEL_COLUMN if name == _CHALLENGER else name: values
             for name, values in self.model.facts.get("backtest", {}).items()

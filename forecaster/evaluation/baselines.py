@@ -1,4 +1,4 @@
-"""Baselines of a backtest: seasonal naive, the last value and the statistical models. Nothing here needs torch."""
+"""Baselines of a backtest: naive forecasts, the pretrained network and the statistical models. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -24,21 +24,36 @@ SEASONAL_NAIVE = "seasonal_naive"
 LAST_VALUE = "last_value"
 """The name of the forecaster that repeats the last value."""
 
-BASELINES = (SEASONAL_NAIVE, LAST_VALUE)
-"""The names of `build_baselines`, in the order of tables; a model that is worse than any of them is not promoted."""
+ZERO_SHOT = "zero_shot"
+"""The name of the pretrained network without a training."""
+
+NAIVE_BASELINES = (SEASONAL_NAIVE, LAST_VALUE)
+"""The naive forecasters; a model that is worse than any of them is not promoted."""
+
+BASELINES = (*NAIVE_BASELINES, ZERO_SHOT)
+"""The names of `build_baselines`, in the order of tables; a model that is clearly worse than the last is not promoted either."""
+
+_SENTENCE_NAMES = {LAST_VALUE: "the last value", ZERO_SHOT: "the pretrained network"}
 
 
-def build_baselines(*, season: int) -> dict[str, ForecastFunction | Predictor]:
-    """Returns the baselines that every model is compared with, by name; without a season the last value is seasonal naive."""
+def build_baselines(*, season: int, pretrained: Predictor | None = None) -> dict[str, ForecastFunction | Predictor]:
+    """Returns the baselines that every model is compared with, by name; without a season the last value is seasonal naive.
+
+    Args:
+        season: Steps of a season.
+        pretrained: The predictor of the pretrained network (`bundle.pretrained.base.zero_shot_predictor`); None leaves it out.
+    """
     forecasters: dict[str, ForecastFunction | Predictor] = {SEASONAL_NAIVE: seasonal_naive(season)}
     if season > 1:
         forecasters[LAST_VALUE] = seasonal_naive(1)
+    if pretrained is not None:
+        forecasters[ZERO_SHOT] = zero_shot(pretrained, season=season)
     return forecasters
 
 
 def format_baseline(name: str) -> str:
     """Returns the name of a baseline as it is written in a sentence."""
-    return "the last value" if name == LAST_VALUE else name.replace("_", " ")
+    return _SENTENCE_NAMES.get(name, name.replace("_", " "))
 
 
 def seasonal_naive(season: int) -> ForecastFunction:
@@ -48,6 +63,25 @@ def seasonal_naive(season: int) -> ForecastFunction:
         return [
             Forecast(item.id, item.future_timestamps(horizon), repeat_season(item.y, season, horizon))
             for item in series
+        ]
+
+    return forecast
+
+
+def zero_shot(predictor: Predictor, *, season: int) -> ForecastFunction:
+    """Returns the pretrained network as a forecaster of all histories at once, without the warnings about each.
+
+    Where it has no forecast (for example, of a history without a recent observed value), the seasonal naive forecast is
+    returned, with a warning, so that every window of a backtest is scored.
+    """
+
+    def forecast(series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
+        outcomes = predictor.forecast_batch(series, horizon)
+        return [
+            Forecast(item.id, item.future_timestamps(horizon), outcome.mean)
+            if isinstance(outcome, Forecast)
+            else _replace_forecast(item, ZERO_SHOT, outcome.code, season=season, horizon=horizon)
+            for item, outcome in zip(series, outcomes, strict=True)
         ]
 
     return forecast
@@ -96,5 +130,11 @@ def statistical_baseline(
 def _to_forecast(series: Series, result: np.ndarray | str, name: str, *, season: int, horizon: int) -> Forecast:
     if not isinstance(result, str):
         return Forecast(series.id, series.future_timestamps(horizon), result)
-    warning = f"{name} could not be fitted ({result}); the seasonal naive forecast is used instead"
+    return _replace_forecast(series, name, result, season=season, horizon=horizon)
+
+
+def _replace_forecast(series: Series, name: str, reason: str, *, season: int, horizon: int) -> Forecast:
+    """Returns the seasonal naive forecast in place of one that a baseline cannot make."""
+    verb = "forecast the series" if name == ZERO_SHOT else "be fitted"
+    warning = f"{name} could not {verb} ({reason}); the seasonal naive forecast is used instead"
     return Forecast(series.id, series.future_timestamps(horizon), repeat_season(series.y, season, horizon), (warning,))

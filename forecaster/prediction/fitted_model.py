@@ -169,3 +169,8 @@ class StoredModel(BaseFittedModel):
             other_networks=tuple(other_networks),
             blend_weights=self.blend_weights,
         )
+
+
+def as_fitted_model(model: FittedModel | StoredModel) -> FittedModel:
+    """Returns a model with its networks in memory."""
+    return model if isinstance(model, FittedModel) else model.to_fitted_model()

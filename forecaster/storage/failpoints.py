@@ -15,6 +15,7 @@ FAIL_POINTS = (
     "checkpoint.written",
     "export.filled",  # all files are in a draft next to the bundle's folder
     "export.written",
+    "pretrain.recorded",  # a pretraining has its bundle and its run, and still its checkpoint
     "register.leased",
     "register.stored",  # the files are in the store, no version refers to them
     "register.versioned",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from forecaster.evaluation.backtest import Backtest
-from forecaster.evaluation.baselines import BASELINES, format_baseline
+from forecaster.evaluation.baselines import BASELINES, ZERO_SHOT, format_baseline
 from forecaster.registry.registry import CHALLENGER
 from forecaster.training.fit import FitResult
 
@@ -25,12 +25,23 @@ def advise_on_test(result: Backtest, fitted: FitResult) -> str | None:
     better = [name for name, error in errors.items() if error <= model_error]
     if math.isnan(model_error) or not better:
         return None
-    others = " and ".join(f"{name} {error:.4g}" for name, error in errors.items())
-    suggestions = "; ".join(_list_suggestions(result, fitted))
+    listed = _enumerate([f"{name} {error:.4g}" for name, error in errors.items()])
+    suggestions = "; ".join(
+        [
+            *(["use the pretrained network (`base`) as it is"] if format_baseline(ZERO_SHOT) in better else []),
+            *_list_suggestions(result, fitted),
+        ]
+    )
     return (
-        f"On the test windows the model has a MASE of {model_error:.4g}, {others}: {' and '.join(better)} "
+        f"On the test windows the model has a MASE of {model_error:.4g}, {listed}: {_enumerate(better)} "
         f"{'are' if len(better) > 1 else 'is'} at least as good as this model. To try: {suggestions}."
     )
+
+
+def _enumerate(items: Sequence[str]) -> str:
+    """Returns the items as they are listed in a sentence: a, b and c."""
+    *others, last = items
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _list_suggestions(result: Backtest, fitted: FitResult) -> Iterator[str]:

@@ -76,9 +76,7 @@ def build_candidate_specs(
         season: Steps of a season, by which errors are weighted and judged; by default that of the panel's frequency. Contexts
             and segments follow the frequency.
     """
-    given_season, usual_season = season, default_season(panel.freq)
-    season = season or usual_season
-    cycle = usual_season if usual_season > 1 else season
+    given_season, cycle = season, _find_cycle(panel, season)
     chosen = _PRESET_OF_SEASON.get(cycle, "hourly") if preset is None else parse_preset(preset)
     if chosen == "classic":
         return [_build_classic_spec(horizon, name, given_season)]
@@ -111,6 +109,30 @@ def build_candidate_specs(
             )
         )
     return specs
+
+
+def with_validation_windows(spec: Spec, panel: Panel) -> Spec:
+    """Returns a specification with at least five validation windows, if the histories allow them, and not fewer than its own.
+
+    Args:
+        spec: The specification.
+        panel: The training data; only its frequency and the lengths of its series are used.
+    """
+    training = spec.training
+    if training.valid_windows >= _MIN_VALIDATION_WINDOWS:
+        return spec
+    length, season = int(np.median([len(item) for item in panel.series])), _find_cycle(panel, spec.season)
+    fields = choose_validation_fields(length, training.valid_windows, horizon=spec.horizon, season=season)
+    if fields["valid_windows"] <= training.valid_windows:
+        return spec
+    windows = {"valid_stride": None, **fields}
+    return Spec.parse(spec.model_dump() | {"training": training.model_dump() | windows}, where=spec.name)
+
+
+def _find_cycle(panel: Panel, season: int | None) -> int:
+    """Returns the steps of the season that the frequency has; without one, those of the given season."""
+    usual_season = default_season(panel.freq)
+    return usual_season if usual_season > 1 else season or usual_season
 
 
 def choose_validation_fields(length: int, desired: int, *, horizon: int, season: int) -> dict[str, int]:

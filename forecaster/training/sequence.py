@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from forecaster.bundle.pretrained.base import zero_shot_predictor
 from forecaster.data.profile import build_training_profile
 from forecaster.data.split import hold_out
 from forecaster.evaluation.backtest import Backtest, backtest
@@ -144,7 +145,9 @@ def run_test_backtest(
 ) -> Backtest:
     """Backtests a trained model, the reference forecasters and the baselines on the last windows."""
     spec, season = model.spec, model.season
-    forecasters = {CHALLENGER: Predictor(model), **reference_forecasters, **build_baselines(season=season)}
+    pretrained = zero_shot_predictor(model.freq, horizon=spec.horizon, season=season, models=[model])
+    baselines = build_baselines(season=season, pretrained=pretrained)
+    forecasters = {CHALLENGER: Predictor(model), **reference_forecasters, **baselines}
     return backtest(
         panel,
         forecasters,

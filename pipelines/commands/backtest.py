@@ -47,7 +47,7 @@ class BacktestOptions:
     """A statistical baseline, fitted to every history; may be repeated. Time for one history of 70 months: milliseconds for
     naive2 (of the M4 competition) and dynamic_optimized_theta, 0.1 s for auto_ets, 0.5 s for auto_arima. For 700 hours,
     auto_ets takes 1 s; auto_arima takes minutes if the season is long (weeks of a year). All but naive2 need the extra
-    'baselines'. Seasonal naive and the last value are always included."""
+    'baselines'. Seasonal naive, the last value and the pretrained network are always included."""
     jobs: int = 1
     "Processes that fit baselines in parallel."
     by: str | None = None

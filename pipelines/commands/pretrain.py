@@ -63,8 +63,8 @@ def pretrain(
     from pipelines.training import pretrain as pretraining
 
     options = pretraining.parse_options(**asdict(pretrain_options))
-    pretraining.validate_new_folder(out)
     root = root_options.open_root()
+    pretraining.find_interrupted_bundle(out, options, root)  # refuses another folder before any work
     record = can_record(root)
     device_options.validate()
     result = pretraining.pretrain(

@@ -57,12 +57,12 @@ def promote(
     version
         The number of the version to promote; by default the challenger.
     force
-        Promote even a version that did not beat seasonal naive in its backtest, was never tested, or was rejected by the gate.
+        Promote even a version that a baseline beat in its backtest, was never tested, or was rejected by the gate.
     reason
         Reason for the audit log; required if the gate rejected the version.
     policy
-        Thresholds of the promotion gate in YAML (see docs/retraining.md). Only the checks that need no data apply: seasonal
-        naive, size, freshness.
+        Thresholds of the promotion gate in YAML (see docs/retraining.md). Only the checks that need no data apply: baselines,
+        size, freshness.
     """
     from pipelines.promotion.policy import read_policy
     from pipelines.promotion.promote import promote_version

@@ -26,7 +26,7 @@ def tune(
     trials: int = 40,
     timeout: float | None = None,
     seed: int = 0,
-    valid_windows: int = 2,
+    valid_windows: int | None = None,
     test_windows: int = 1,
     out: Path = Path("best.yaml"),
     device_options: DeviceOptions = _DEVICE_OPTIONS,
@@ -52,7 +52,8 @@ def tune(
     seed
         Seed of the search; networks use the seed of the specification.
     valid_windows
-        Rolling origins on which trials are scored, one horizon apart; overrides the specification.
+        Rolling origins on which trials are scored, one horizon apart; overrides the specification. By default at least five,
+        which overlap in short histories, if a third of the median history has five.
     test_windows
         Rolling origins at the end that the search does not use, as for train.
     out
@@ -61,14 +62,16 @@ def tune(
     validate_output_paths(out=out)
     from forecaster.progress.display import create_display
     from forecaster.spec import Spec
+    from forecaster.training.presets import with_validation_windows
     from pipelines.sources import read_panel
+    from pipelines.tuning.search import select_history, validate_search
     from pipelines.tuning.search import tune as run_search
-    from pipelines.tuning.search import validate_search
 
     source = data_options.to_data_source(data)
     spec_options = SpecOptions(config, horizon, season)
     center = spec_options.read_spec()
-    checked = _set_valid_windows(center or Spec(name="placeholder", context=1, horizon=horizon or 1), valid_windows)
+    checked = center or Spec(name="placeholder", context=1, horizon=horizon or 1)
+    checked = _set_valid_windows(checked, 1 if valid_windows is None else valid_windows)
     device_options.validate()
     validate_search(checked, n_trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
     root, progress = root_options.open_root(), create_display()
@@ -76,7 +79,12 @@ def tune(
     with spec_options.select_spec(
         center, panel, source, root, test_windows=test_windows, device_options=device_options, progress=progress
     ) as selection:
-        spec = _set_valid_windows(selection.spec, valid_windows)
+        if valid_windows is None:
+            spec = with_validation_windows(
+                selection.spec, select_history(panel, selection.spec, test_windows=test_windows)
+            )
+        else:
+            spec = _set_valid_windows(selection.spec, valid_windows)
         result = run_search(
             source,
             spec,

@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from forecaster.bundle.pretrained.base import BASE_NAME, base_predictor
 from forecaster.data.datasets import evaluate_sine_trend
 from forecaster.data.split import hold_out
 from forecaster.errors import ForecasterError, RefusedByGate, SourceNotFound
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.baselines import ForecastFunction, seasonal_naive
+from forecaster.evaluation.baselines import ForecastFunction, seasonal_naive, zero_shot
 from forecaster.evaluation.calibration import add_quantiles
 from forecaster.evaluation.scores import SCORED_LEVELS, overall_scores, score_table
 from forecaster.metrics import nanmean
@@ -37,7 +38,7 @@ from pipelines.training.train import TrainOptions, train
 DEMO_LEVELS = [0.1, 0.9]  # the bounds of an 80 % interval
 UNROLLED_STEPS = 200  # as many as the classical recipe has; configs/sine_unrolled.yaml has more, and a smaller error
 _CONFIGS = ("hospital_preset.yaml", "sine.yaml", "sine_unrolled.yaml")
-_MODEL, _SEASONAL_NAIVE, _LAST_VALUE = "forecaster", "seasonal naive", "last value"
+_MODEL, _SEASONAL_NAIVE, _LAST_VALUE, _PRETRAINED = "forecaster", "seasonal naive", "last value", "pretrained network"
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def run_demo(configs: Path, root: Root) -> None:
     _log.info("2. Monthly patient counts of 767 series: train, track, backtest, register, judge")
     options = RetrainOptions(trigger="demo", force_retrain=True)
     hospital = DataSource("hospital")
-    spec = read_spec(configs / "hospital_preset.yaml").model_copy(update={"name": "hospital"})
+    spec = read_spec(configs / "hospital_preset.yaml")
     panel = read_panel(hospital)
     result = retrain(hospital, spec, root, options, panel=panel)
     _log.info("   version %s: %s", result.version.number, result.verdict)
@@ -169,19 +170,21 @@ def _describe_sines(sines: Sequence[SineForecast]) -> str:
 def _describe_recipe(spec: Spec) -> str:
     network, training = spec.network, spec.training
     unrolled = f", unrolled for {training.unroll}" if training.unroll else ""
+    origin = ", from the weights of the pretrained network" if training.initial == BASE_NAME else ""
     return (
         f"{network.cell.upper()} of {network.hidden}, windows of {spec.context} steps, at most {training.steps} training "
-        f"steps{unrolled}"
+        f"steps{unrolled}{origin}"
     )
 
 
 def _score_held_out_year(champion: FittedModel, panel: Panel) -> HeldOutYear:
-    """Scores the champion, seasonal naive and the last value on the last window, and chooses the series to show."""
+    """Scores the champion and the baselines on the last window, and chooses the series to show."""
     spec, season = champion.spec, champion.season
     forecasters: dict[str, ForecastFunction | Predictor] = {
         _MODEL: Predictor(champion),
         _SEASONAL_NAIVE: seasonal_naive(season),
         _LAST_VALUE: seasonal_naive(1),
+        _PRETRAINED: zero_shot(base_predictor(panel.freq, horizon=spec.horizon, season=season), season=season),
     }
     result = backtest(
         panel, forecasters, horizon=spec.horizon, windows=1, season=season, min_history=spec.min_steps + 1
@@ -251,7 +254,7 @@ def _list_commands(root: Root, model: str) -> dict[str, str]:
         ),
         f"{forecaster} serve {model}{location}": "serves the champion, with a page at http://127.0.0.1:3000",
         f"{forecaster} forecast {model} hospital --levels 0.1 --levels 0.9{location}": "forecasts the year after the data",
-        f"{forecaster} backtest {model} hospital{location}": "scores the champion beside seasonal naive",
+        f"{forecaster} backtest {model} hospital{location}": "scores the champion beside the baselines",
         f"{forecaster} data check data.csv": "checks your own data: unique_id, ds, y",
         f"{forecaster} train data.csv --horizon 12{location}": "trains on your own data, by the preset of its frequency",
     }

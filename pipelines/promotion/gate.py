@@ -10,13 +10,19 @@ from typing import NamedTuple
 import numpy as np
 
 from forecaster.evaluation.backtest import Backtest
-from forecaster.evaluation.baselines import BASELINES, SEASONAL_NAIVE, format_baseline
-from forecaster.evaluation.bootstrap import PairedGain, choose_block_length, compute_paired_gain
+from forecaster.evaluation.baselines import BASELINES, NAIVE_BASELINES, SEASONAL_NAIVE, ZERO_SHOT, format_baseline
+from forecaster.evaluation.bootstrap import PairedGain
 from forecaster.evaluation.scores import group_series, interval_bounds, interval_levels, mean_decile_loss
 from forecaster.metrics import DECILES, nanmean
 from forecaster.registry.registry import CHALLENGER, CHAMPION
 from forecaster.shapes import Bool, Float64
 from pipelines.promotion.policy import Policy
+from pipelines.promotion.zero_shot import (
+    ZeroShotComparison,
+    compare_errors,
+    compare_reported_zero_shot,
+    compare_zero_shot,
+)
 
 NOMINAL_COVERAGE = 0.8  # nominal coverage of the intervals that are checked
 _EXACT_SHARE = 1e-6  # about the rounding error of networks in float32
@@ -109,7 +115,8 @@ def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | N
     floor = _compute_error_floor(result)
     has_champion = CHAMPION in result.forecasts
     is_comparable = has_champion and bool(np.isfinite(errors[CHALLENGER] - errors[CHAMPION]).any())
-    gain = _compute_gain(result, errors, floor, policy) if is_comparable else None
+    floored = {name: np.maximum(model_errors, floor) for name, model_errors in errors.items()}
+    gain = compare_errors(floored[CHALLENGER], floored[CHAMPION], result, policy) if is_comparable else None
     group_gains: tuple[GroupGain, ...] = ()
     if is_comparable:
         group_gains = tuple(_compute_group_gains(result, errors, floor, policy))
@@ -118,6 +125,7 @@ def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | N
         _check_finite(result.forecasts[CHALLENGER]),
         _check_enough_data(errors[CHALLENGER], errors[SEASONAL_NAIVE] > floor, gain, policy),
         *_check_baselines(mean_errors, policy),
+        *_check_zero_shot(compare_zero_shot(floored[CHALLENGER], floored.get(ZERO_SHOT), result, policy), policy),
         _check_incomparable(evidence.champion_differences, policy)
         if has_champion and not is_comparable
         else _check_champion(mean_errors, gain, policy),
@@ -136,8 +144,9 @@ def judge_reported_scores(
     """Judges a challenger by the scores in its bundle, for use when the raw errors are not available.
 
     MASE is compared; the mean absolute error (MAE) if no series has a scale (constant series have none). The check of a
-    baseline fails if neither score is available. Bundles of earlier versions have no scores of the last value, which is then
-    not compared.
+    naive baseline fails if neither score is available. Means do not show what is due to chance, so the error may exceed that of
+    the pretrained network by half. Bundles of earlier versions have no scores of it, or of the last value, which are then not
+    compared.
 
     Args:
         scores: By forecaster, then by metric.
@@ -145,8 +154,11 @@ def judge_reported_scores(
         evidence: Measurements of the bundle.
     """
     checks = tuple(
-        _check_reported_baseline(name, scores[CHALLENGER], scores[name], policy) for name in BASELINES if name in scores
+        _check_reported_baseline(name, scores[CHALLENGER], scores[name], policy)
+        for name in NAIVE_BASELINES
+        if name in scores
     )
+    checks += tuple(_check_zero_shot(compare_reported_zero_shot(scores[CHALLENGER], scores.get(ZERO_SHOT)), policy))
     differences = evidence.champion_differences
     incomparable = (_check_incomparable(differences, policy),) if differences else ()
     return Verdict((*checks, *incomparable, *_check_evidence(evidence, policy)))
@@ -217,20 +229,6 @@ def _compute_errors(result: Backtest, name: str) -> Float64[np.ndarray, "series 
     return nanmean(scaled, axis=2)
 
 
-def _compute_gain(
-    result: Backtest, errors: Mapping[str, Float64[np.ndarray, "series window"]], floor: float, policy: Policy
-) -> PairedGain:
-    """Compares the errors of challenger and champion by a paired bootstrap; those below the floor count as the floor."""
-    return compute_paired_gain(
-        np.maximum(errors[CHALLENGER], floor),
-        np.maximum(errors[CHAMPION], floor),
-        block_length=choose_block_length(windows=result.actual.shape[1], horizon=result.horizon, stride=result.stride),
-        min_units=policy.least,
-        confidence=policy.confidence,
-        seed=policy.seed,
-    )
-
-
 def _compute_interval_losses(result: Backtest, name: str) -> Float64[np.ndarray, "series window"]:
     """Returns the quantile loss of each series in each window, the mean over deciles, over the series' scale as for errors."""
     scale = result.scale if np.isfinite(result.scale).any() else np.ones(len(result.scale))
@@ -287,8 +285,8 @@ def _check_enough_data(
 
 
 def _check_baselines(mean_errors: Mapping[str, float], policy: Policy) -> Iterator[Check]:
-    """Compares the challenger with every baseline of the backtest."""
-    for name in BASELINES:
+    """Compares the challenger with every naive baseline of the backtest."""
+    for name in NAIVE_BASELINES:
         if name in mean_errors:
             yield _check_baseline(name, mean_errors[CHALLENGER], mean_errors[name], policy)
 
@@ -299,6 +297,13 @@ def _check_baseline(name: str, error: float, baseline_error: float, policy: Poli
     verb = "beats" if passed else "does not beat"
     reason = f"{metric} {error:.4f} {verb} {format_baseline(name)}'s {baseline_error:.4f}"
     return Check(name, passed, error, bound, reason)
+
+
+def _check_zero_shot(comparison: ZeroShotComparison | None, policy: Policy) -> Iterator[Check]:
+    """Judges the comparison with the pretrained network, if there is one."""
+    if comparison is not None:
+        passed, reason = comparison.judge(policy), comparison.describe(policy)
+        yield Check(ZERO_SHOT, passed, comparison.excess, policy.naive_room, reason)
 
 
 def _check_incomparable(differences: Sequence[str], policy: Policy) -> Check:
@@ -420,9 +425,8 @@ def _check_intervals(result: Backtest, floor: float, policy: Policy) -> Check:
     without = [name for name in (CHALLENGER, CHAMPION) if name not in result.quantiles]
     if without or not set(GATE_LEVELS) <= set(result.levels):
         return not_applicable(f"no quantiles of the {' and the '.join(without or (CHALLENGER, CHAMPION))} to compare")
-    gain = _compute_gain(
-        result, {name: _compute_interval_losses(result, name) for name in (CHALLENGER, CHAMPION)}, floor, policy
-    )
+    losses = [np.maximum(_compute_interval_losses(result, name), floor) for name in (CHALLENGER, CHAMPION)]
+    gain = compare_errors(*losses, result, policy)
     if math.isnan(gain.low):
         return not_applicable("too few series and windows have quantiles of both to compare")
     # The upper confidence bound of the gain is as far above it as the lower one is below.

@@ -21,6 +21,7 @@ class Policy(BaseModel):
         confidence: One-sided confidence with which the gain must be above zero.
         least: Number of series, or of windows, that a comparison with the champion needs.
         naive_room: Share by which the error may exceed that of seasonal naive, and that of the last value.
+        zero_shot: Whether a challenger is rejected that is clearly worse than the pretrained network, by more than `naive_room`.
         group_room: Share by which the error of any group of series may exceed the champion's.
         group_by: Static column that defines the groups; without one, every static column that all series have, or else
             quarters of the series by scale.
@@ -46,6 +47,7 @@ class Policy(BaseModel):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
     least: Annotated[int, Field(ge=2)] = 10
     naive_room: Annotated[float, Field(ge=0)] = 0.0
+    zero_shot: bool = True
     group_room: Annotated[float, Field(ge=0)] = 0.2
     group_by: str | None = None
     group_least: Annotated[int, Field(ge=1)] = 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +11,11 @@ from pydantic import ValidationError
 
 from forecaster.bundle import artifact
 from forecaster.bundle.pretrained.specification import BASE_NAME
-from forecaster.errors import InputError
+from forecaster.errors import BundleError, InputError
+from forecaster.prediction.fitted_model import FittedModel
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.storage import atomic
+from forecaster.storage.failpoints import fail_point
 from forecaster.training.pretraining import run as pretraining
 from forecaster.training.pretraining.card import SEPARATE_NETWORK_OPTIONS, render_pretraining_card
 from forecaster.training.pretraining.module import PretrainingOptions
@@ -52,12 +54,30 @@ def parse_options(**fields: Any) -> PretrainingOptions:
         ) from error
 
 
-def validate_new_folder(out: Path) -> None:
-    """Raises InputError if something exists at the path of a new bundle."""
-    if out.exists():
-        raise InputError(
-            f"Expected no folder at {out}; found one. Choose another path with --out, or remove it.", where="out"
-        )
+def find_interrupted_bundle(out: Path, options: PretrainingOptions, root: Root) -> FittedModel | None:
+    """Returns the model of a bundle that the same pretraining wrote before it was killed; None if nothing exists at its path.
+
+    The bundle is verified, and has the options, the specification and all steps. A pretraining that ended has no checkpoint.
+
+    Raises:
+        InputError: Something else exists at the path.
+    """
+    if not out.exists():
+        return None
+    if get_checkpoint_folder(options, root).exists():
+        with suppress(BundleError):
+            model = artifact.load_bundle(out)
+            expected = (options.model_dump(mode="json"), options.steps, pretraining.reference_spec(options))
+            if (model.facts.get("pretraining"), model.facts.get("steps"), model.spec) == expected:
+                return model
+    raise InputError(
+        f"Expected no folder at {out}; found one. Choose another path with --out, or remove it.", where="out"
+    )
+
+
+def get_checkpoint_folder(options: PretrainingOptions, root: Root) -> Path:
+    """Returns the checkpoint folder of a pretraining; it exists only while the pretraining is unfinished."""
+    return root.checkpoints / f"pretraining-{pretraining.pretraining_digest(options)[:16]}"
 
 
 def pretrain(
@@ -74,7 +94,8 @@ def pretrain(
 
     Args:
         options: All that determines the weights.
-        root: The root folder. A pretraining that was killed resumes from its last checkpoint when it is started again.
+        root: The root folder. A pretraining that was killed resumes from its last checkpoint when it is started again; if its
+            bundle was written already, it completes the run of that bundle.
         out: A new folder for the bundle.
         record: Whether the pretraining is recorded in a run; without MLflow it cannot be.
         accelerator, devices: As for `forecaster.training.fit.fit`.
@@ -82,42 +103,44 @@ def pretrain(
     Raises:
         InputError if the folder exists, TrainingError if the same pretraining is running, NonFiniteLoss, CheckpointMismatch.
     """
-    validate_new_folder(out)
+    model = find_interrupted_bundle(out, options, root)
     digest = pretraining.pretraining_digest(options)
-    with lock_checkpoint_folder(root.checkpoints / f"pretraining-{digest[:16]}") as folder:
+    with lock_checkpoint_folder(get_checkpoint_folder(options, root)) as folder:
         with explain_interrupt(folder, "finished steps"), ExitStack() as stack:
             run: TrackedRun = UnrecordedRun(name=BASE_NAME)
             if record:
                 run = stack.enter_context(_open_run(options, digest, root, folder))
                 atomic.write_text(folder / "run_id", run.id)
                 run.logger.log_hyperparams({"pretraining": options.model_dump(mode="json")})
-            with progress.phase("pretraining", options.steps):
-                trained = pretraining.pretrain(
-                    options,
-                    checkpoint=folder / "last.ckpt",
-                    loggers=[run.logger],
-                    accelerator=accelerator,
-                    devices=devices,
-                    progress=progress,
-                )
-            with progress.phase("bundle"):
-                card = render_pretraining_card(trained.model)
-                bundle_digest = artifact.save_bundle(trained.model, out, card=card)
+            if model is None:
+                with progress.phase("pretraining", options.steps):
+                    model = pretraining.pretrain(
+                        options,
+                        checkpoint=folder / "last.ckpt",
+                        loggers=[run.logger],
+                        accelerator=accelerator,
+                        devices=devices,
+                        progress=progress,
+                    ).model
+                with progress.phase("bundle"):
+                    artifact.save_bundle(model, out, card=render_pretraining_card(model))
+            facts, bundle_digest = model.facts, artifact.compute_bundle_digest(out)
             run.set_tag("bundle_digest", bundle_digest)
-            run.log_model_card(card)
+            run.log_model_card(artifact.read_card(out))
             run.log_artifacts(out, "bundle")
             if run.is_recorded:
-                run.log_headline_metrics({"train/seconds": trained.seconds})
-                run.logger.log_metrics({"train/cpu_seconds": trained.cpu_seconds})
+                run.log_headline_metrics({"train/seconds": facts["seconds"]})
+                run.logger.log_metrics({"train/cpu_seconds": facts["cpu_seconds"]})
+        fail_point("pretrain.recorded")
         shutil.rmtree(folder)
     return PretrainedBundle(
         out,
         bundle_digest,
         sum(path.stat().st_size for path in out.iterdir()),
         run.id if run.is_recorded else None,
-        trained.loss,
-        trained.steps,
-        trained.cpu_seconds,
+        facts["loss"],
+        facts["steps"],
+        facts["cpu_seconds"],
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from forecaster.bundle.pretrained.base import zero_shot_predictor
 from forecaster.data.calendar import default_season
 from forecaster.data.split import hold_out
 from forecaster.errors import BadSpec, InputError, NonFiniteLoss, TrainingError
@@ -202,6 +203,11 @@ def validate_search(spec: Spec, *, n_trials: int, timeout: float | None, seed: i
         raise InputError(f"Expected --timeout of more than 0 seconds; found {timeout:g}. Omit it for no limit.")
 
 
+def select_history(panel: Panel, spec: Spec, *, test_windows: int) -> Panel:
+    """Removes the test windows, and the series that are too short for the specification; raises HistoryTooShort."""
+    return hold_out(panel, test_windows * spec.horizon, min_history=spec.min_steps + 1).history
+
+
 def _select_search_panel(panel: Panel, spec: Spec, *, test_windows: int) -> Panel:
     """Removes the test windows, and the series that are too short for all trials; raises HistoryTooShort."""
     min_history = spec.validation_steps + spec.min_steps + 1
@@ -219,7 +225,8 @@ def _score_baselines(panel: Panel, spec: Spec, *, season: int) -> dict[str, floa
     All series are used, also where an epoch of a trial is scored on a sample of them.
     """
     windows, stride = spec.training.valid_windows, spec.training.valid_stride
-    forecasters = build_baselines(season=season)
+    pretrained = zero_shot_predictor(panel.freq, horizon=spec.horizon, season=season)
+    forecasters = build_baselines(season=season, pretrained=pretrained)
     result = backtest(
         panel,
         forecasters,

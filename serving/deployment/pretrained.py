@@ -83,6 +83,28 @@ def load_pretrained_model(measure_rollout: MeasureRollout) -> DeployedModel:
     )
 
 
+@lru_cache(maxsize=1)
+def _shared_predictors() -> PretrainedPredictors:
+    return PretrainedPredictors()
+
+
+def find_zero_shot_predictor(model: DeployedModel) -> Predictor | None:
+    """Returns the predictor of the pretrained network as the baseline of a registered model.
+
+    Returns None if the model is the pretrained network itself, or if the network cannot read its season.
+    """
+    from forecaster.bundle.pretrained.base import is_base
+    from forecaster.bundle.pretrained.specification import MAX_SEASON
+    from forecaster.prediction.fitted_model import FittedModel, StoredModel
+
+    fitted_model = model.predictor.fitted_model
+    if model.is_pretrained or fitted_model.season > MAX_SEASON:
+        return None
+    if isinstance(fitted_model, (FittedModel, StoredModel)) and is_base(fitted_model):
+        return None
+    return _shared_predictors().specialize(fitted_model.freq, fitted_model.season)
+
+
 class PretrainedSlot(Slot):
     """A slot that always has the pretrained network: no folder, no registry and no follower are needed."""
 

@@ -14,6 +14,7 @@ from forecaster.errors import BadSpec, ForecasterError, LevelOutOfRange, Missing
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
 from serving.deadline import Deadline
+from serving.deployment.pretrained import find_zero_shot_predictor
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
 from serving.forecasting.sampling import PathsOrError, sample_in_batches
@@ -102,6 +103,26 @@ def _compute_by_grid(
         series = [parsed[index].series for index in indices]
         results.update(zip(indices, compute(series, model.for_series(freq, season)), strict=True))
     return [results[index] for index in range(len(parsed))]
+
+
+def compute_zero_shot_forecasts(
+    series: list[Series], horizon: int, model: DeployedModel, deadline: Deadline
+) -> list[Forecast | ForecasterError] | None:
+    """Forecasts series of the model's frequency with the pretrained network, in batches; the ledger does not get them.
+
+    Returns None if the model is the pretrained network, or the network cannot read its season. Raises ApiError after the
+    deadline.
+    """
+    predictor = find_zero_shot_predictor(model)
+    if predictor is None:
+        return None
+    return _compute_in_batches(
+        lambda batch: predictor.forecast_batch(batch, horizon),
+        series,
+        extra_steps=horizon,
+        max_steps=_BATCH_STEPS,
+        deadline=deadline,
+    )
 
 
 def compute_forecasts(

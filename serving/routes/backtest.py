@@ -1,4 +1,4 @@
-"""`POST /v1/backtest`: scores the model and seasonal naive at rolling origins of the histories of a request."""
+"""`POST /v1/backtest`: scores the model and its baselines at rolling origins of the histories of a request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
 from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
-from serving.forecasting.outcomes import compute_mixed_forecasts
+from serving.forecasting.outcomes import compute_mixed_forecasts, compute_zero_shot_forecasts
 from serving.formats import limits, parsing, schema
 from serving.formats.schema import (
     ForecastOptions,
@@ -86,10 +86,14 @@ class BacktestScores(StrictModel):
 
 
 class BacktestComparison(StrictModel):
-    """The scores of the model and of seasonal naive."""
+    """The scores of the model, of seasonal naive and of the pretrained network."""
 
     model: BacktestScores
     seasonal_naive: BacktestScores
+    zero_shot: BacktestScores | None = Field(
+        default=None,
+        description="the pretrained network without a training; null if the model is this network",
+    )
     reliable_horizon: int = Field(
         description="last step up to which the model's error was never larger than seasonal naive's in this backtest; 0: it was "
         "larger at the first step"
@@ -137,6 +141,7 @@ class _WindowValues(NamedTuple):
     actual: Float64[np.ndarray, "window horizon"]
     model: Float64[np.ndarray, "window horizon"]
     naive: Float64[np.ndarray, "window horizon"]
+    zero_shot: Float64[np.ndarray, "window horizon"] | None  # None if the model is the pretrained network
     is_below: Float64[np.ndarray, "level window horizon"]  # 1 if the actual is at or below the quantile, else 0
     scale: float  # denominator of MASE
     quantile_loss: Float64[np.ndarray, "window horizon"]  # of the model, twice the pinball loss, the mean over deciles
@@ -152,7 +157,8 @@ def count_backtest_steps(request: BacktestRequest, model: DeployedModel) -> int:
     """Returns the steps of histories and forecasts, counted once for each origin."""
     plan = _plan_backtest(request, request.horizon or model.predictor.fitted_model.spec.horizon)
     forecast_steps = len(request.series) * plan.horizon * (1 + len(request.levels))
-    return plan.windows * (sum(len(history.y) for history in request.series) + forecast_steps)
+    num_forecasters = 1 if model.is_pretrained else 2  # the model, and the pretrained network beside it
+    return num_forecasters * plan.windows * (sum(len(history.y) for history in request.series) + forecast_steps)
 
 
 def _plan_backtest(request: BacktestRequest, horizon: int) -> _BacktestPlan:
@@ -170,24 +176,27 @@ def compute_backtest(job: ComputeJob[BacktestRequest]) -> EncodedResponse:
     parsed = [_validate_length(history, plan, model) for history in histories]
     has_quantiles = model.predictor.has_quantiles
     scored_levels = sorted({*plan.options.levels, *(SCORED_LEVELS if has_quantiles else ())})
-    forecasts = compute_mixed_forecasts(
-        [
-            item._replace(series=item.series.take_first(len(item.series) - steps_after))
-            for item in parsed
-            if isinstance(item, ParsedSeries)
-            for steps_after in plan.steps_after_origin
-        ],
-        plan.options.model_copy(update={"levels": scored_levels}),
-        model,
-        deadline,
+    cut_histories = [
+        item._replace(series=item.series.take_first(len(item.series) - steps_after))
+        for item in parsed
+        if isinstance(item, ParsedSeries)
+        for steps_after in plan.steps_after_origin
+    ]
+    options = plan.options.model_copy(update={"levels": scored_levels})
+    forecasts = compute_mixed_forecasts(cut_histories, options, model, deadline)
+    zero_shot_forecasts = compute_zero_shot_forecasts(
+        [item.series for item in cut_histories], plan.horizon, model, deadline
     )
     outcomes: list[dict[str, Any]] = []
     scored: list[_WindowValues] = []
     first_window = 0
     for history, outcome in zip(request.series, parsed, strict=True):
         windows: Sequence[Forecast | ForecasterError] = ()
+        zero_shot_windows: Sequence[Forecast | ForecasterError] | None = None
         if isinstance(outcome, ParsedSeries):
             windows = forecasts[first_window : first_window + plan.windows]
+            if zero_shot_forecasts is not None:
+                zero_shot_windows = zero_shot_forecasts[first_window : first_window + plan.windows]
             first_window += plan.windows
             errors = [forecast for forecast in windows if isinstance(forecast, ForecasterError)]
             if len(errors) == len(windows):
@@ -199,7 +208,7 @@ def compute_backtest(job: ComputeJob[BacktestRequest]) -> EncodedResponse:
             continue
         series_model = model.for_series(outcome.series.freq, outcome.season)
         season = series_model.predictor.fitted_model.season
-        window_values = _collect_windows(outcome.series, windows, plan, season=season)
+        window_values = _collect_windows(outcome.series, windows, zero_shot_windows, plan, season=season)
         scored.append(window_values)
         outcomes.append(
             {
@@ -279,7 +288,12 @@ def _validate_length(
 
 
 def _collect_windows(
-    series: Series, forecasts: Sequence[Forecast | ForecasterError], plan: _BacktestPlan, *, season: int
+    series: Series,
+    forecasts: Sequence[Forecast | ForecasterError],
+    zero_shot_forecasts: Sequence[Forecast | ForecasterError] | None,
+    plan: _BacktestPlan,
+    *,
+    season: int,
 ) -> _WindowValues:
     origins = [len(series) - steps_after for steps_after in plan.steps_after_origin]
     missing = np.full(plan.horizon, np.nan)
@@ -287,6 +301,11 @@ def _collect_windows(
     results = [None if isinstance(forecast, ForecasterError) else forecast for forecast in forecasts]
     naive = [repeat_season(series.y[:origin], season, plan.horizon) for origin in origins]
     actual = np.stack([series.y[origin : origin + plan.horizon] for origin in origins])
+    is_forecast = [result is not None for result in results]
+    zero_shot = [
+        forecast.mean if isinstance(forecast, Forecast) else values
+        for forecast, values in zip(zero_shot_forecasts or [], naive, strict=False)
+    ]
 
     def stack_quantiles(at: Sequence[float]) -> Float64[np.ndarray, "level window horizon"]:
         """Returns the quantiles at these levels; NaN where the model has none."""
@@ -300,12 +319,20 @@ def _collect_windows(
     return _WindowValues(
         actual,
         np.stack([missing if result is None else result.mean for result in results]),
-        np.stack([missing if result is None else row for result, row in zip(results, naive, strict=True)]),
+        _keep_windows(naive, is_forecast),
+        None if zero_shot_forecasts is None else _keep_windows(zero_shot, is_forecast),
         np.where(np.isnan(actual) | np.isnan(quantiles), np.nan, actual <= quantiles),
         seasonal_error(series.y[: origins[0]], season=scale_season(origins[0], season=season)),
         2 * losses.mean(axis=-1),
         winkler_score(actual, low, high, level=MSIS_SHARE),
     )
+
+
+def _keep_windows(
+    values: Sequence[Float64[np.ndarray, "horizon"]], keep: Sequence[bool]
+) -> Float64[np.ndarray, "window horizon"]:
+    """Stacks the values of the windows; those of windows without a forecast of the model become NaN."""
+    return np.where(np.array(keep)[:, None], np.stack(values), np.nan)
 
 
 def _compute_comparison(series_windows: Sequence[_WindowValues], plan: _BacktestPlan) -> dict[str, Any]:
@@ -318,6 +345,7 @@ def _compute_comparison(series_windows: Sequence[_WindowValues], plan: _Backtest
     fields: dict[str, Any] = {
         "model": model,
         "seasonal_naive": naive,
+        "zero_shot": None if series_windows[0].zero_shot is None else _compute_scores(series_windows, "zero_shot"),
         "reliable_horizon": len(is_reliable) if is_reliable.all() else int(np.argmin(is_reliable)),
     }
     if plan.options.levels:

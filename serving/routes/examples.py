@@ -54,7 +54,22 @@ _NAIVE_SCORES = {
     "wql": None,
     "msis_95": None,
 }
-_COMPARISON = {"model": _SCORES, "seasonal_naive": _NAIVE_SCORES, "reliable_horizon": 3, "coverage": {"0.9": 0.89}}
+_ZERO_SHOT_SCORES = {
+    "mase": 0.84,
+    "mae": 2.2,
+    "smape": 9.6,
+    "mase_by_step": [0.8, 0.84, 0.88],
+    "mae_by_step": [2.1, 2.2, 2.3],
+    "wql": None,
+    "msis_95": None,
+}
+_COMPARISON = {
+    "model": _SCORES,
+    "seasonal_naive": _NAIVE_SCORES,
+    "zero_shot": _ZERO_SHOT_SCORES,
+    "reliable_horizon": 3,
+    "coverage": {"0.9": 0.89},
+}
 _ACCURACY = {
     "n": 36,
     "mae": 2.2,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks.carrying import measure_carry_gap, with_reads
+from forecaster.bundle.pretrained.base import specialize_base
 from forecaster.errors import BadSpec, HistoryTooShort
 from forecaster.evaluation.backtest import backtest
 from forecaster.prediction.predictor import FittedModel, Predictor
@@ -51,6 +52,12 @@ def test_the_copy_shares_the_weights_and_leaves_the_original_unchanged(windowed_
     assert (history_model.spec.reads, history_model.network.reads) == ("history", "history")
     pairs = zip(windowed_model.network.state_dict().values(), history_model.network.state_dict().values(), strict=True)
     assert all(torch.equal(weight, copied_weight) for weight, copied_weight in pairs)
+
+
+def test_the_pretrained_network_reads_windows_and_whole_histories_with_the_same_weights() -> None:
+    base = specialize_base("h", horizon=5, season=4).to_fitted_model()
+    assert measure_carry_gap(with_reads(base, "window", context=60), PANEL, windows=3).distance < 1e-5
+    assert measure_carry_gap(with_reads(base, "window", context=8), PANEL, windows=3).distance > 0.01
 
 
 def test_a_model_without_both_modes_has_no_gap() -> None:

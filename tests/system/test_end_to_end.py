@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from forecaster.bundle import artifact
+from forecaster.bundle.pretrained.specification import base_spec
 from forecaster.prediction.predictor import Predictor
 from forecaster.registry.registry import CHALLENGER, BundleVersion, Registry
 from forecaster.series import Forecast, Series
@@ -154,9 +155,8 @@ def test_a_promotion_switches_a_running_service_without_a_failed_request(
 def test_the_demo_trains_serves_forecasts_and_plots(tmp_path: Path) -> None:
     configs, root = tmp_path / "configs", tmp_path / "root"
     configs.mkdir()
-    hospital = make_small_spec(name="hospital", steps=60, epoch_steps=30, batch=64, learning_rate=0.01).model_copy(
-        update={"context": 15, "horizon": 12, "season": 12, "scaling": "mean_abs"}
-    )
+    training = {"initial": "base", "steps": 4, "epoch_steps": 2, "batch": 8, "learning_rate": 1e-5}
+    hospital = base_spec(12, horizon=12, name="hospital", context=24, training=training)
     sine = make_small_spec(name="sine", valid_windows=0).model_copy(update={"context": 30, "horizon": 40, "season": 1})
     write_config(configs / "hospital_preset.yaml", hospital)
     write_config(configs / "sine.yaml", sine)
@@ -165,7 +165,8 @@ def test_the_demo_trains_serves_forecasts_and_plots(tmp_path: Path) -> None:
     assert completed.returncode == 0, completed.stderr
     assert "3 served forecasts equal those of the library" in completed.stderr
     assert "median and the upper quartile of the error" in completed.stderr
-    assert "last value" in completed.stderr
+    for name in ("last value", "pretrained network"):
+        assert f"  {name} " in completed.stderr
     plots = sorted((root / "demo").glob("*.png"))
     assert [path.name for path in plots] == ["hospital.png", "sine.png"]
     for path in plots:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from forecaster.bundle.artifact import load_predictor
@@ -18,7 +19,7 @@ from forecaster.engines.engine import Engine
 from forecaster.errors import BadSpec
 from forecaster.frequency.timestamps import MAX_INTEGER_TIMESTAMP, Timestamp, is_integer_frequency, parse_frequency
 from forecaster.prediction.bounds import EACH_HISTORY, NON_NEGATIVE_FACT
-from forecaster.prediction.fitted_model import StoredModel
+from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel
 
@@ -102,6 +103,36 @@ def base_predictor(
     Its engine depends on the season alone, so predictors of several frequencies may share one.
     """
     return Predictor(specialize_base(freq, horizon=horizon, season=season), engine=engine, clock=clock)
+
+
+def zero_shot_predictor(
+    freq: str, *, horizon: int, season: int, models: Iterable[FittedModel | StoredModel] = ()
+) -> Predictor | None:
+    """Returns the predictor of the pretrained network as a baseline of models that are compared on the same data.
+
+    Returns None if the comparison has these forecasts already, because one of the models is the pretrained network, or if the
+    network cannot read the season.
+
+    Args:
+        freq: The frequency of the data.
+        horizon: Steps ahead.
+        season: Steps of a season.
+        models: The models.
+    """
+    if season > MAX_SEASON or any(is_base(model) for model in models):
+        return None
+    return base_predictor(freq, horizon=horizon, season=season)
+
+
+def is_base(model: FittedModel | StoredModel) -> bool:
+    """Whether a model forecasts as the pretrained network does: it has its weights, and is no blend."""
+    base = load_base()
+    if model.blend_weights or model.spec.members > 1 or model.spec.network != base.spec.network:
+        return False
+    [weights], [base_weights] = model.weights, base.weights
+    return weights.keys() == base_weights.keys() and all(
+        np.array_equal(weights[name], values) for name, values in base_weights.items()
+    )
 
 
 def _first_timestamp(freq: str, *, has_zone: bool) -> Timestamp:

@@ -70,7 +70,7 @@ def test_joint_intervals_hold_whole_paths_and_need_enough_windows(model: Forecas
         model.predict(level=80, joint=True)
 
 
-def test_a_fit_is_the_sequence_of_the_command_with_the_last_value_beside_it(
+def test_a_fit_is_the_sequence_of_the_command_with_the_baselines_beside_it(
     model: Forecaster, frame: pd.DataFrame
 ) -> None:
     panel = to_panel(frame)
@@ -84,14 +84,17 @@ def test_a_fit_is_the_sequence_of_the_command_with_the_last_value_beside_it(
     lower = np.concatenate([forecast.quantiles[0.1] for forecast in expected])
     np.testing.assert_allclose(table["forecaster-lo-80"], lower, rtol=1e-6)
     report = model.report.set_index("forecaster")
-    assert set(report.index) == {"forecaster", "seasonal_naive", "last_value"}
+    assert report.index.tolist() == ["forecaster", "seasonal_naive", "last_value", "zero_shot"]
     assert report.loc["forecaster"].to_dict() == trained.model.facts["backtest"]["challenger"]
     errors = [np.abs(series.y[-HORIZON - 1] - series.y[-HORIZON:]).mean() for series in panel.series]
     assert report.loc["last_value", "mae"] == pytest.approx(np.mean(errors))
+    zero_shot = Forecaster.pretrained(horizon=HORIZON).cross_validation(frame, n_windows=1, progress=False)
+    assert report.loc["zero_shot", "mae"] == pytest.approx(np.abs(zero_shot["y"] - zero_shot["forecaster"]).mean())
 
 
 def test_a_lost_test_is_a_warning_that_names_arguments(frame: pd.DataFrame) -> None:
-    with pytest.warns(ForecastWarning, match=r"seasonal naive is at least as good as this model.*`members`"):
+    better = r"seasonal naive and the pretrained network are at least as good as this model.*`base`.*`members`"
+    with pytest.warns(ForecastWarning, match=better):
         Forecaster(spec=make_fields(), accelerator="cpu").fit(frame, progress=False)
 
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from forecaster.bundle import artifact
-from forecaster.bundle.pretrained.base import BASE_FOLDER, base_predictor, load_base
-from forecaster.bundle.pretrained.specification import BASE_NAME
+from forecaster.bundle.pretrained.base import (
+    BASE_FOLDER,
+    base_predictor,
+    is_base,
+    load_base,
+    specialize_base,
+    zero_shot_predictor,
+)
+from forecaster.bundle.pretrained.specification import BASE_NAME, MAX_SEASON
 from forecaster.series import Forecast
 from forecaster.training.pretraining.card import format_pretraining_command
 from forecaster.training.pretraining.module import PretrainingOptions
-from tests.factories import make_series
+from tests.factories import make_fitted_model, make_series, make_spec
 
 MAX_BYTES = 5_000_000
 SEASONS = {"QS": 4, "MS": 12, "D": 7, "h": 24}
@@ -62,3 +72,24 @@ def test_a_trend_of_years_is_continued() -> None:
     history, actual = values[:-4], values[-4:]
     error = np.abs(forecast(history, "YS", horizon=4) - actual).mean()
     assert error < 0.8 * np.abs(history[-1] - actual).mean(), "the error of the last value"
+
+
+def test_a_model_with_the_weights_of_the_network_is_it_and_any_other_is_not(tmp_path: Path) -> None:
+    model = specialize_base("h", horizon=5).to_fitted_model()
+    artifact.save_bundle(model, tmp_path / "own", card="")
+    assert is_base(specialize_base("D", horizon=3))
+    assert is_base(artifact.load_bundle(tmp_path / "own"))
+    assert not is_base(replace(model, blend_weights={"network": 0.5, "dynamic_optimized_theta": 0.5}))
+    assert not is_base(make_fitted_model(make_spec()))
+    changed = artifact.load_bundle(tmp_path / "own")
+    next(weights for weights in changed.network.parameters() if weights.numel()).data += 1e-3
+    assert not is_base(changed), "a step of training changes it"
+
+
+def test_the_network_is_a_baseline_of_other_models_and_of_seasons_that_it_can_read() -> None:
+    other = make_fitted_model(make_spec())
+    predictor = zero_shot_predictor("h", horizon=5, season=12, models=[other])
+    assert predictor is not None
+    assert (predictor.fitted_model.freq, predictor.fitted_model.season) == ("h", 12)
+    assert zero_shot_predictor("h", horizon=5, season=12, models=[other, load_base()]) is None
+    assert zero_shot_predictor("h", horizon=5, season=MAX_SEASON + 1) is None

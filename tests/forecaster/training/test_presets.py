@@ -19,6 +19,7 @@ from forecaster.training.presets import (
     build_candidate_specs,
     build_validation_fields,
     choose_validation_fields,
+    with_validation_windows,
 )
 from forecaster.training.selection import _build_candidates, select_on_validation, select_spec
 from tests.factories import make_panel, make_spec, make_wave
@@ -103,6 +104,31 @@ def test_an_hourly_panel_with_a_long_horizon_uses_overlapping_windows() -> None:
     for spec in build_candidate_specs(make_frequency_panel("h", 10_000), horizon=240, name="any"):
         assert (spec.training.valid_windows, spec.training.valid_stride) == (41, 24)
     assert make_spec(training={"valid_windows": 0, "valid_stride": 3}).validation_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "training", "expected"),
+    [
+        (300, {"valid_windows": 1}, (5, None)),
+        (300, {"valid_windows": 2, "valid_stride": 1}, (5, None)),
+        (72, {"valid_windows": 2}, (5, 3)),
+        (42, {"valid_windows": 2}, (3, 1)),
+        (20, {"valid_windows": 1}, (1, None)),
+        (40, {"valid_windows": 2}, (2, None)),  # one is not more
+        (72, {"valid_windows": 6, "valid_stride": 2}, (6, 2)),
+        (300, {"valid_windows": 7}, (7, None)),
+    ],
+)
+def test_a_specification_gets_five_validation_windows_and_not_fewer_than_its_own(
+    steps: int, training: dict[str, int], expected: tuple[int, int | None]
+) -> None:
+    spec = make_spec(horizon=12, training=training)
+    result = with_validation_windows(spec, make_frequency_panel("MS", steps))
+    assert (result.training.valid_windows, result.training.valid_stride) == expected
+    windows = {"valid_windows": 0, "valid_stride": None}
+    assert result.model_copy(update={"training": result.training.model_copy(update=windows)}) == spec.model_copy(
+        update={"training": spec.training.model_copy(update=windows)}
+    ), "nothing else changes"
 
 
 @pytest.mark.parametrize(

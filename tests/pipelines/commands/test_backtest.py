@@ -72,15 +72,15 @@ def test_models_challengers_and_baselines_are_scored_on_the_same_origins(
     files = ["--out", out, "--scores", scores, "--by", "kind", "--levels", 0.9, "--levels", 0.05]
     assert run_command("backtest", bundle, table, *options, *files) == 0
     output = capsys.readouterr()
-    names = ["small", "small 2", "seasonal_naive", "last_value", "naive2", "dynamic_optimized_theta"]
+    names = ["small", "small 2", "seasonal_naive", "last_value", "zero_shot", "naive2", "dynamic_optimized_theta"]
     rows = output.out.splitlines()
-    assert [row.split("  ")[0] for row in rows[1:7]] == names
-    assert "paired t over 20 series" in rows[7]
-    assert rows[8].startswith("season  4 steps ")
+    assert [row.split("  ")[0] for row in rows[1:8]] == names
+    assert "paired t over 20 series" in rows[8]
+    assert rows[9].startswith("season  4 steps ")
     assert output.err == ""
 
     frame, score_table = pd.read_parquet(out), pd.read_csv(scores)
-    quantiles = [f"{name}-{level}" for name in names[:2] for level in ("0.05", "0.9")]
+    quantiles = [f"{name}-{level}" for name in (*names[:2], "zero_shot") for level in ("0.05", "0.9")]
     assert set(frame.columns) == {"unique_id", "cutoff", "ds", "step", "y", *names, *quantiles}
     assert len(frame) == 20 * 2 * HORIZON
     for series in read_panel(DataSource(str(table))).series[:3]:

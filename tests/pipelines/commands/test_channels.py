@@ -45,6 +45,8 @@ def test_the_command_line_supports_a_model_with_channels(
     version = Registry(fresh_root.store_uri).resolve("small", CHAMPION)
     assert version.run_id is not None
     assert np.isfinite(create_client(fresh_root.store_uri).get_run(version.run_id).data.metrics["bt/exposure_gap"])
+    zero_shot = create_client(fresh_root.store_uri).get_run(version.run_id).data.metrics["bt/zero_shot/mase"]
+    assert 0 < zero_shot < 2, "the pretrained network forecasts the target without the channel"
     assert run_command("verify", "small", *root_option) == 0
     assert run_command("backtest", "small", table, "--windows", 2, *root_option) == 0
     out = tmp_path / "forecast.csv"

@@ -105,7 +105,17 @@ def test_a_backtest_uses_every_origin_of_the_stride(tmp_path: Path) -> None:
         main([*arguments, "--out", str(tmp_path / "out.csv")])
     assert not raised.value.code
     frame = pd.read_csv(tmp_path / "out.csv", parse_dates=["cutoff", "ds"])
-    assert list(frame.columns) == ["unique_id", "cutoff", "ds", "step", "y", "small", "seasonal_naive", "last_value"]
+    assert list(frame.columns) == [
+        "unique_id",
+        "cutoff",
+        "ds",
+        "step",
+        "y",
+        "small",
+        "seasonal_naive",
+        "last_value",
+        "zero_shot",
+    ]
     assert frame["cutoff"].unique().tolist() == timestamps[22:35:2].tolist()
     assert (frame["ds"] - frame["cutoff"] == frame["step"] * pd.Timedelta("1h")).all()
     assert np.isfinite(frame["small"]).all()

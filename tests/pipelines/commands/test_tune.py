@@ -32,17 +32,32 @@ def test_tune_prints_the_best_spec_and_the_next_command(
     assert run_command(*arguments, "--horizon", 3, "--zone", "Europe/Berlin", "--test-windows", 2, "--season", 6) == 0
     lines = capsys.readouterr().out.splitlines()
     best = read_spec(out)
-    assert (best.horizon, best.training.valid_windows, best.season) == (3, 2, 6)
+    assert (best.horizon, best.training.valid_windows, best.season) == (3, 5, 6)
     assert lines[0].split()[:4] == ["trial", "rollout", "epochs", "seconds"]
     assert {lines[1].split()[0], lines[2].split()[0]} == {"1", "2"}
     assert float(lines[1].split()[1]) <= float(lines[2].split()[1])
-    assert re.search(r", seasonal naive [\d.]+, the last value [\d.]+ on the same validation windows", lines[3])
+    assert re.search(
+        r", seasonal naive [\d.]+, the last value [\d.]+, the pretrained network [\d.]+ on the same", lines[3]
+    )
     assert lines[4].startswith("season  6 steps ")
     command = (
         f"forecaster train {six_meters.source} --config {out} --test-windows 2 --zone Europe/Berlin --root {root.path}"
     )
     assert lines[-1] == f"next    {command}"
     assert run_command(*lines[-1].split()[2:]) == 0, "the printed command runs"
+
+
+def test_the_validation_windows_of_a_search_can_be_set(
+    six_meters: DataSource, migrated_root: Path, tmp_path: Path
+) -> None:
+    from tests.system.processes import write_config
+
+    root, out = copy_migrated_root(migrated_root, tmp_path / "root"), tmp_path / "best.yaml"
+    config = write_config(tmp_path / "small.yaml", SPEC)
+    arguments = ("tune", six_meters.source, "--config", config, "--trials", 1, "--out", out, "--root", root.path)
+    assert run_command(*arguments, "--valid-windows", 3) == 0
+    training = read_spec(out).training
+    assert (training.valid_windows, training.valid_stride) == (3, None)
 
 
 @pytest.mark.parametrize(

@@ -27,16 +27,12 @@ from pipelines.retraining.retrain import RetrainOptions, retrain
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.training.train import TrainingResult, TrainOptions, _remove_leftovers, train
-from tests.pipelines.conftest import BAD_LEARNING_RATE, make_noise_frame, make_small_spec
+from tests.pipelines.conftest import BAD_LEARNING_RATE, LENIENT_POLICY, make_noise_frame, make_small_spec
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),
 ]  # raised by Lightning
-
-
-# With a window of twenty series the gate finds no significant difference; here a better score is enough.
-LENIENT_POLICY = Policy(margin=0.0, confidence=0.51, group_room=10.0)
 
 
 def alias_numbers(root: Root) -> dict[str, str]:

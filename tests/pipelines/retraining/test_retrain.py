@@ -29,11 +29,10 @@ from pipelines.retraining.triggers import check_triggers
 from pipelines.settings import Root
 from pipelines.sources import DataSource, panels, read_panel
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG, compute_code_version, compute_retrain_key
-from tests.pipelines.conftest import BAD_LEARNING_RATE, make_noise_frame, make_small_spec
+from tests.pipelines.conftest import BAD_LEARNING_RATE, LENIENT_POLICY, make_noise_frame, make_small_spec
 from tests.system.processes import write_config
 
 YEAR_2226 = datetime(2226, 6, 1, tzinfo=UTC)
-LENIENT_POLICY = Policy(margin=0.0, confidence=0.51, group_room=10.0)
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),

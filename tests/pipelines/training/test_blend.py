@@ -11,11 +11,13 @@ import pytest
 
 from forecaster.bundle import artifact
 from forecaster.errors import MissingPackage
+from forecaster.evaluation.baselines import BASELINES
 from forecaster.prediction.predictor import Predictor
 from forecaster.registry.registry import CHALLENGER, create_client
 from forecaster.statistical.blend import NETWORK
 from pipelines.cli import main
 from pipelines.commands.options import SpecOptions
+from pipelines.promotion.policy import Policy
 from pipelines.retraining.retrain import RetrainOptions, retrain
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
@@ -112,17 +114,18 @@ def test_test_windows_do_not_affect_the_weights(
 
 def test_a_blend_can_be_retrained_against_a_blended_champion(fresh_root: Root, tmp_path: Path) -> None:
     data = write_rising_series(tmp_path)
-    first = retrain(data, SPEC, fresh_root)
+    policy = Policy(zero_shot=False)  # the network is hardly trained
+    first = retrain(data, SPEC, fresh_root, RetrainOptions(policy=policy))
     assert first.verdict.should_promote, first.verdict
-    again = retrain(data, SPEC, fresh_root, RetrainOptions(force_retrain=True))
+    again = retrain(data, SPEC, fresh_root, RetrainOptions(policy=policy, force_retrain=True))
     assert not again.verdict.should_promote, "the same model is no better than the champion"
-    assert set(again.training.scores) == {CHALLENGER, NETWORK, "champion", "seasonal_naive", "last_value"}
+    assert set(again.training.scores) == {CHALLENGER, NETWORK, "champion", *BASELINES}
 
 
 def test_without_a_blend_no_output_mentions_one(fresh_root: Root, tmp_path: Path) -> None:
     plain = train(write_rising_series(tmp_path), make_small_spec(), fresh_root)
     assert plain.model.blend_weights == {}
-    assert set(plain.scores) == {CHALLENGER, "seasonal_naive", "last_value"}
+    assert set(plain.scores) == {CHALLENGER, *BASELINES}
     assert "blend" not in plain.model.facts
     assert "Blend" not in (plain.bundle / "card.md").read_text()
     run = create_client(fresh_root.store_uri).get_run(plain.run_id)

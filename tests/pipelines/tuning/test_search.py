@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from mlflow.entities import Run
 
+from forecaster.bundle.pretrained.specification import base_spec
 from forecaster.data.frames.panel import to_panel
 from forecaster.data.split import hold_out
 from forecaster.errors import InputError, TrainingError
@@ -133,7 +134,7 @@ def test_the_runs_describe_the_search_and_every_trial(
     assert parent.data.params["best.trial"] == str(tuned.ranked_trials[0].trial)
     assert parent.data.params["network.hidden"] == str(SPEC.network.hidden), "the center of the search"
     assert parent.data.metrics["tune/value"] == tuned.best_value
-    for name in ("seasonal_naive", "last_value"):
+    for name in ("seasonal_naive", "last_value", "zero_shot"):
         assert parent.data.metrics[f"tune/{name}"] == tuned.baseline_values[name]
     assert parent.data.metrics["tune/trials"] == TRIAL_COUNT
     history = client.get_metric_history(tuned.run_id, "tune/value")
@@ -320,12 +321,16 @@ def test_baselines_are_scored_like_the_trials(six_meters: DataSource) -> None:
     panel = to_panel(frame)
     assert {len(series) for series in panel.series} == {60}
     errors = {}
+    training_windows = {name: getattr(SPEC.training, name) for name in ("valid_windows", "valid_stride")}
     for name, base in (("seasonal_naive", "seasonal_naive"), ("last_value", "last")):
         spec = SPEC.model_copy(update={"base": base, "context": 40, "min_history": 8})
         constant_training = spec.training.model_copy(update={"learning_rate": 1e-30})
         errors[name] = fit(panel, spec.model_copy(update={"training": constant_training})).scores["valid/rollout"]
-    assert _score_baselines(panel, SPEC, season=4) == pytest.approx(errors, rel=1e-6)
-    assert list(_score_baselines(panel, SPEC, season=1)) == ["seasonal_naive"], "without a season the two are one"
+    untrained = base_spec(4, horizon=SPEC.horizon, training={**training_windows, "initial": "base", "steps": 0})
+    errors["zero_shot"] = fit(panel, untrained).scores["valid/rollout"]
+    assert _score_baselines(panel, SPEC, season=4) == pytest.approx(errors, rel=1e-5)
+    names = list(_score_baselines(panel, SPEC, season=1))
+    assert names == ["seasonal_naive", "zero_shot"], "without a season seasonal naive and the last value are one"
 
 
 def test_series_too_short_for_all_windows_are_excluded_from_trials(six_meters: DataSource) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from forecaster.bundle import artifact
+from forecaster.bundle.pretrained.base import base_predictor
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.evaluation.calibration import add_quantiles, calibrate_model
@@ -41,10 +42,11 @@ def test_scores_equal_those_of_the_library(slot_folder: Path, make_client: MakeC
     response = client.post("/v1/backtest", json=request)
     assert response.status_code == 200, response.text
     result = response.json()
-    forecasters = {"model": predictor, "naive": seasonal_naive(4)}
+    zero_shot = base_predictor("h", horizon=5, season=4)
+    forecasters = {"model": predictor, "naive": seasonal_naive(4), "zero_shot": zero_shot.forecast_batch}
     expected = backtest(make_panel(*values), forecasters, horizon=5, windows=4, season=4, stride=3)
     assert (result["horizon"], result["windows"], result["stride"]) == (5, 4, 3)
-    for name, field in (("model", "model"), ("naive", "seasonal_naive")):
+    for name, field in (("model", "model"), ("naive", "seasonal_naive"), ("zero_shot", "zero_shot")):
         expected_scores = expected.scores(name)
         scores = result["overall"][field]
         for metric in ("mase", "mae", "smape"):

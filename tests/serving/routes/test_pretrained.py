@@ -137,6 +137,7 @@ def test_the_backtest_scores_each_series_with_its_own_season(client: AppClient) 
     content = response.json()
     assert [outcome["id"] for outcome in content["series"]] == ["hours", "days", "numbers"]
     assert all(outcome["model"]["mae"] >= 0 for outcome in content["series"])
+    assert all(outcome["zero_shot"] is None for outcome in (content["overall"], *content["series"])), "the model is it"
     [alone] = client.post("/v1/backtest", json={"series": [NUMBERS], "horizon": 4, "windows": 2}).json()["series"]
     assert alone["seasonal_naive"]["mae"] == pytest.approx(0.7)  # the trend of 0.1 over a season of 7 steps
 
