@@ -425,9 +425,7 @@ def _check_intervals(result: Backtest, floor: float, policy: Policy) -> Check:
     without = [name for name in (CHALLENGER, CHAMPION) if name not in result.quantiles]
     if without or not set(GATE_LEVELS) <= set(result.levels):
         return not_applicable(f"no quantiles of the {' and the '.join(without or (CHALLENGER, CHAMPION))} to compare")
-    loss, champion_loss = (
-        np.maximum(_compute_interval_losses(result, name), floor) for name in (CHALLENGER, CHAMPION)
-    )
+    loss, champion_loss = (np.maximum(_compute_interval_losses(result, name), floor) for name in (CHALLENGER, CHAMPION))
     gain = compare_errors(loss, champion_loss, result, policy)
     if math.isnan(gain.low):
         return not_applicable("too few series and windows have quantiles of both to compare")
