@@ -2,8 +2,8 @@
 
     python benchmarks/interval_picture.py     writes docs/pictures/intervals_before_after.png
 
-Both rows have the point forecasts of the pretrained network for the last window. Before: residuals of three earlier windows in units
-of the mean seasonal change, as in version 0.1. After: what `fit` does, the recalibrated quantiles of the network.
+Both rows have the point forecasts of the pretrained network for the last window. Before: residuals of three earlier windows in
+units of the mean seasonal change, as in version 0.1. After: what `fit` does, the recalibrated quantiles of the network.
 """
 
 from __future__ import annotations

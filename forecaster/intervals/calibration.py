@@ -139,6 +139,12 @@ class Calibration(_StrictModel):
         unit_offsets = next(iter(units.values())) if len(units) == 1 else np.stack([units[name] for name in names])
         return np.asarray(widths[:, None, None] * unit_offsets)
 
+    def map_scores(self, scores: Float64[np.ndarray, "*axes"], *, group: str | None) -> Float64[np.ndarray, "*axes"]:
+        """Returns, for scores under a head, the scores of the calibrated quantiles at their levels; NaN stays."""
+        _, grid = self._arrays_by_group["" if group not in self.groups else f"={group}"]
+        mapped = _interpolate_rows(grid[:1], self._normal_quantiles, scores.ravel())
+        return np.asarray(mapped[0].reshape(scores.shape))
+
     def widen_levels(self, levels: Sequence[float], *, horizon: int) -> list[float]:
         """Returns the levels whose quantiles bound whole paths with the probability of `levels`; raises LevelOutOfRange."""
         if self.joint is None:

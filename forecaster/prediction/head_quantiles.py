@@ -14,7 +14,7 @@ from forecaster.intervals.adaptive import AdaptiveState
 from forecaster.intervals.calibration import Calibration
 from forecaster.intervals.difficulty import measure_changes
 from forecaster.intervals.head import head_spreads
-from forecaster.intervals.normal_scores import compute_quantiles
+from forecaster.intervals.normal_scores import compute_quantiles, compute_scores
 from forecaster.prediction.engine_choice import choose_engine
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.series import Forecast, Series
@@ -97,6 +97,38 @@ def recalibrate_offsets(
     if calibration.difficulty is not None and changes is not None and len(offsets):
         offsets = offsets * calibration.difficulty.compute_factors(changes, head_spreads(offsets))[:, None, None]
     return compute_quantiles(scores, offsets, head_levels)
+
+
+def recalibrate_paths(
+    calibration: Calibration,
+    paths: Float64[np.ndarray, "scenario path horizon"],
+    offsets: Float64[np.ndarray, "1 horizon head_level"],
+    head_levels: Sequence[float],
+    *,
+    changes: Float64[np.ndarray, "1 change"] | None,
+    group: str | None,
+) -> Float64[np.ndarray, "scenario path horizon"]:
+    """Returns sample paths whose values at each step have the recalibrated distribution, in the same order as before.
+
+    The value with the normal score z under the head becomes the one whose score is that of the calibrated quantile at the
+    level of z.
+
+    Args:
+        calibration: The calibration, whose unit is the head.
+        paths: Sample paths relative to the head's medians.
+        offsets: The head's quantiles relative to its medians.
+        head_levels: Their levels, ascending; the median is one of them.
+        changes: As for `recalibrate_offsets`.
+        group: The group of the series.
+    """
+    values = paths.reshape(-1, paths.shape[2]).T  # steps as rows
+    knots = offsets[0]
+    scores = compute_scores(values, np.broadcast_to(knots[:, None], (*values.shape, knots.shape[1])), head_levels)
+    wanted = calibration.map_scores(scores, group=group)
+    if calibration.difficulty is not None and changes is not None:
+        knots = knots * calibration.difficulty.compute_factors(changes, head_spreads(offsets))[0]
+    moved = compute_quantiles(np.nan_to_num(wanted), knots[:, None], head_levels)[:, 0]
+    return np.where(np.isfinite(scores), moved, values).T.reshape(paths.shape)
 
 
 def with_median(levels: Sequence[float]) -> list[float]:

@@ -29,6 +29,7 @@ from forecaster.prediction.head_quantiles import (
     describe_changes,
     has_head_quantiles,
     recalibrate_offsets,
+    recalibrate_paths,
     split_median,
     with_median,
 )
@@ -310,7 +311,7 @@ class Predictor:
     ) -> Float64[np.ndarray, "scenario path horizon"]:
         """Draws paths from one warmed-up state, with the same noise in every scenario.
 
-        The members of an ensemble draw in turn. Whole turns are drawn, so that the member of a path does not depend on the first
+        The distribution of their values at each step is that of the quantiles, where a head is recalibrated. The members of an ensemble draw in turn. Whole turns are drawn, so that the member of a path does not depend on the first
         path.
         """
         members, inputs = self.fitted_model.spec.members, self._inputs.build_scenarios(scenarios, horizon)
@@ -326,6 +327,18 @@ class Predictor:
         engine = self._select_resume_engine(scenarios[0], self._sampling_engine)
         paths = engine.roll_out(inputs, horizon=horizon, noise=noise).reshape(len(scenarios), end - begin, horizon)
         requested_paths = paths[:, path_indices.start - begin : path_indices.stop - begin]
+        calibration = self.fitted_model.calibration
+        if calibration is not None and self._has_head_quantiles:
+            levels, history = self._head_levels(()), scenarios[0]
+            medians, offsets = split_median(self._predict([history], horizon, levels=levels), levels)
+            requested_paths = medians + recalibrate_paths(
+                calibration,
+                requested_paths - medians,
+                offsets,
+                levels,
+                changes=self.measure_head_changes([history.y], [history.history_summary]),
+                group=self.interval_group(history),
+            )
         return self.bounds.for_series(scenarios[:1]).clip(requested_paths) if self.bounds.is_active else requested_paths
 
     def find_error(self, series: Series, horizon: int) -> ForecasterError | None:

@@ -252,3 +252,18 @@ def test_joint_quantiles_are_wider_and_keep_their_levels(fields: dict[str, Any])
 def test_joint_quantiles_need_a_calibration() -> None:
     with pytest.raises(LevelOutOfRange, match="calibrated model"):
         Predictor(make_model()).forecast(make_series(make_wave(40)), HORIZON, levels=LEVELS, joint=True)
+
+
+def test_sample_paths_of_a_recalibrated_head_have_its_quantiles_and_keep_their_numbers() -> None:
+    model = make_model(block_steps=HORIZON)
+    predictor, series = Predictor(recalibrate(model)), make_series(make_wave(40))
+    [paths] = predictor.sample_batch([series], HORIZON, paths=4000, seed=3)
+    assert isinstance(paths, np.ndarray)
+    [raw] = Predictor(model).sample_batch([series], HORIZON, paths=4000, seed=3)
+    expected = predictor.forecast(series, HORIZON, levels=(0.1, 0.9))
+    width = expected.quantiles[0.9] - expected.quantiles[0.1]
+    for level, values in expected.quantiles.items():
+        np.testing.assert_array_less(np.abs(np.quantile(paths, level, axis=0) - values), 0.06 * width)
+    assert (np.argsort(paths, axis=0) == np.argsort(raw, axis=0)).mean() > 0.95
+    [later] = predictor.sample_batch([series], HORIZON, paths=7, seed=3, first_path=100)
+    np.testing.assert_allclose(later, paths[100:107])
