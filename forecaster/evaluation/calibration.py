@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from forecaster.data.batching import take_last
 from forecaster.evaluation.backtest import Backtest, BacktestQuantileArray, backtest
 from forecaster.intervals.conformal import calibrate
 from forecaster.intervals.difficulty import measure_changes
 from forecaster.intervals.head import recalibrate_head
+from forecaster.intervals.short_histories import MIN_WINDOWS, choose_short_lengths, fit_short_histories
 from forecaster.metrics import DECILES, nanmean, pinball
 from forecaster.prediction.bounds import has_whole_numbers, without_bounds
 from forecaster.prediction.head_quantiles import (
@@ -24,8 +26,10 @@ from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Forecast, Panel, Series
 from forecaster.shapes import Float64
+from forecaster.statistical.blend import list_statistical_components
 
 _MAX_WINDOWS = 12
+_MAX_SHORT_WINDOWS = 2000  # that are forecast again
 _MIN_ZERO_SHARE = 1 / 3
 
 
@@ -105,7 +109,39 @@ def calibrate_on_backtest(model: FittedModel, result: Backtest, name: str) -> Fi
             groups=groups,
         )
     calibrated = replace(model, calibration=calibration)
+    if calibration.unit == "history" and not list_statistical_components(model.blend_weights):
+        calibrated = _measure_short_histories(calibrated, result, name)
     return _round_if_better(calibrated, result, name) if is_intermittent else calibrated
+
+
+def _measure_short_histories(model: FittedModel, result: Backtest, name: str) -> FittedModel:
+    """Returns the model with wider intervals for short histories: those of the backtest, cut, are forecast again."""
+    assert model.calibration is not None
+    lengths, whole = choose_short_lengths(model.season, min_steps=model.spec.min_steps)
+    windows = [
+        (row, window, len(item) - offset)
+        for row, item in enumerate(result.series)
+        for window, offset in enumerate(result.origin_offsets)
+        if len(item) - offset >= whole and np.isfinite(result.forecasts[name][row, window]).all()
+    ][:_MAX_SHORT_WINDOWS]
+    if len(windows) < MIN_WINDOWS:
+        return model
+    predictor, horizon = Predictor(model), result.horizon
+    rows, columns, ends = (list(values) for values in zip(*windows, strict=True))
+    histories = [result.series[row].take_first(end) for row, end in zip(rows, ends, strict=True)]
+    groups = [predictor.interval_group(item) for item in histories]
+    actual = result.actual[rows, columns]
+    errors = []
+    for length in (*lengths, None):
+        cut = histories if length is None else [take_last(item, length) for item in histories]
+        outcomes = predictor.forecast_batch(cut, horizon) if length is not None else ()
+        means = [item.mean if isinstance(item, Forecast) else np.full(horizon, np.nan) for item in outcomes]
+        forecasts = result.forecasts[name][rows, columns] if length is None else np.stack(means)
+        units = predictor.compute_interval_scales([item.y for item in cut])
+        spreads = model.calibration.compute_spreads(horizon=horizon, scales=units, groups=groups)
+        errors.append(np.abs(actual - forecasts) / np.where(spreads > 0, spreads, np.nan))
+    short_histories = fit_short_histories(errors, [*lengths, whole])
+    return replace(model, calibration=model.calibration.model_copy(update={"short_histories": short_histories}))
 
 
 def _is_intermittent(series: Sequence[Series]) -> bool:

@@ -18,6 +18,7 @@ from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError, Leve
 from forecaster.intervals.adaptive import AdaptiveState, normal_quantiles
 from forecaster.intervals.difficulty import Difficulty
 from forecaster.intervals.joint import JointTable
+from forecaster.intervals.short_histories import ShortHistories
 from forecaster.shapes import Float64
 from forecaster.spec import StepCount
 
@@ -65,6 +66,7 @@ class Calibration(_StrictModel):
             offsets are normal scores of the head, and the same at every step.
         difficulty: The factors of scales, or of a head's spread, by the latest changes of a history; None if it has no effect.
         joint: How far bands of whole paths are wider; None if there were too few windows.
+        short_histories: The factors of the scales of short histories; None if they were not measured.
         is_rounded: Whether quantiles of counts are whole numbers, as every quantile of a count is.
     """
 
@@ -79,6 +81,7 @@ class Calibration(_StrictModel):
     difficulty: Difficulty | None = None
     joint: JointTable | None = None
     is_rounded: bool = False
+    short_histories: ShortHistories | None = None
 
     @classmethod
     def from_json(cls, content: bytes | str) -> Calibration:

@@ -311,8 +311,8 @@ class Predictor:
     ) -> Float64[np.ndarray, "scenario path horizon"]:
         """Draws paths from one warmed-up state, with the same noise in every scenario.
 
-        The distribution of their values at each step is that of the quantiles, where a head is recalibrated. The members of an ensemble draw in turn. Whole turns are drawn, so that the member of a path does not depend on the first
-        path.
+        The distribution of their values at each step is that of the quantiles, where a head is recalibrated. The members of an
+        ensemble draw in turn. Whole turns are drawn, so that the member of a path does not depend on the first path.
         """
         members, inputs = self.fitted_model.spec.members, self._inputs.build_scenarios(scenarios, horizon)
         begin, end = path_indices.start // members * members, -(-path_indices.stop // members) * members
@@ -491,6 +491,9 @@ class Predictor:
         scales = np.array([self.compute_interval_scale(*pair) for pair in pairs])
         scales[np.isnan(scales)] = 0.0
         calibration = self.fitted_model.calibration
+        if calibration is not None and calibration.short_histories is not None and len(scales):
+            steps = [_count_steps(*pair) for pair in zip(histories, summaries or [None] * len(histories), strict=True)]
+            scales *= calibration.short_histories.compute_factors(steps)
         if calibration is None or calibration.difficulty is None or not len(scales):
             return scales
         changes = measure_changes(histories, season=self.fitted_model.season)
@@ -609,6 +612,11 @@ def _complete_forecast(forecast: Forecast, constant: float | None, warnings: tup
         )
         return Forecast(forecast.id, forecast.ds, np.full(len(forecast.mean), constant), (warning, *warnings))
     return replace(forecast, warnings=(*forecast.warnings, *warnings)) if warnings else forecast
+
+
+def _count_steps(history: Float64[np.ndarray, "_"], summary: HistorySummary | None) -> int:
+    """Returns the steps of a history, and of dropped steps those that were observed."""
+    return len(history) + (0 if summary is None else summary.change_counts[1])
 
 
 def _minimum_scale(value: float) -> float:
