@@ -170,7 +170,7 @@ def test_a_training_reports_all_phases_in_order() -> None:
     assert dict(progress.phases)["fit"] == 11
     assert dict(progress.phases)["refit"] == trained.fitted.best_steps
     assert trained.backtest is not None
-    assert progress.updates["test"][-1] == dict(progress.phases)["test"] == 3 * 2 * len(trained.backtest.series)
+    assert progress.updates["test"][-1] == dict(progress.phases)["test"] == 4 * 2 * len(trained.backtest.series)
     assert progress.results["test"] == f"{len(trained.backtest.series)} series, 2 windows"
 
 
