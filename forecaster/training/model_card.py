@@ -120,10 +120,14 @@ def _describe_intervals(model: FittedModel) -> str:
     """Describes how far the prediction intervals can be trusted."""
     if model.calibration is None:
         return "The model was not calibrated: it gives point forecasts only."
-    table = model.calibration.table_for()
+    table, is_head = model.calibration.table_for(), model.calibration.unit == "head"
     method = {
-        "ranks": "from the ranks of the errors",
-        "gaussian": "from the spread of few errors under a Gaussian assumption",
+        "ranks": "by the ranks of the actuals among the quantiles of the network"
+        if is_head
+        else "from the ranks of the errors",
+        "gaussian": "and are those of the network, because there were too few"
+        if is_head
+        else "from the spread of few errors under a Gaussian assumption",
         "assumed": "without any observed error: do not trust them",
     }[table.basis]
     return (
