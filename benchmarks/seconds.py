@@ -3,9 +3,9 @@
     python benchmarks/seconds.py             all methods; writes benchmarks/results/seconds.md and seconds.png
     python benchmarks/seconds.py --table     the same from the cached results
 
-Each method gets the data before the last window and forecasts it. Seconds are those of one core: fitting, if any, and the forecasts
-of all series. Trained: the middle variant of each preset, one network, with its refit; nothing is selected. Statistical models
-are those of statsforecast, in one process.
+Each method gets the data before the last window and forecasts it. Seconds are those of one core: fitting, if any, and the
+forecasts of all series. Trained: the middle variant of each preset, one network, with its refit; nothing is selected. Statistical
+models are those of statsforecast, in one process.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def report_lines(results: dict[str, dict[str, Measurement]]) -> Iterator[str]:
     yield "# Accuracy against seconds"
     yield ""
     yield (
-        "`python benchmarks/seconds.py`: MASE of the last window of the eight short panels over that of seasonal naive (geometric "
-        "mean), and the seconds of one core for all series: fitting, if any, and forecasts. Seed 0. Trained: one network of the "
+        "`python benchmarks/seconds.py`: MASE of the last window of the eight short panels over that of seasonal naive "
+        "(geometric mean), and the seconds of one core for all series: fitting, if any, and forecasts. Seed 0. Trained: one network of the "
         "middle variant of each preset; nothing is selected. Statistical models are those of statsforecast in one process."
     )
     yield ""
