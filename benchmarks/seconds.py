@@ -115,9 +115,9 @@ def report_lines(results: dict[str, dict[str, Measurement]]) -> Iterator[str]:
     yield "# Accuracy against seconds"
     yield ""
     yield (
-        "`python benchmarks/seconds.py`: MASE of the last window of the eight short panels over that of seasonal "
-        "naive (geometric mean), and the seconds of one core for all series: fitting, if any, and forecasts. Seed 0. Trained: one network of the "
-        "middle variant of each preset; nothing is selected. Statistical models are those of statsforecast in one process."
+        "`python benchmarks/seconds.py`: MASE of the last window of the eight short panels over that of seasonal naive (their "
+        "geometric mean), and seconds of one core for all series: fitting, if any, and forecasts. Seed 0. Trained: one network "
+        "of the middle variant of each preset; nothing is selected. Statistical models are those of statsforecast in one process."
     )
     yield ""
     yield "| method | geometric mean | s | by set |"
