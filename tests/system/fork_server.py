@@ -5,6 +5,7 @@ The tests start many trainings that are killed; the killed processes are real, a
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -104,9 +105,30 @@ def running_fork_server() -> Iterator[ForkServer]:
         assert process.wait(20) == 0
 
 
-def _serve_requests() -> None:
-    import pipelines.retraining.retrain  # noqa: F401  # imports everything; nothing is used before a fork
+# What the commands import only when they need it; importing all of it takes a command several times as long as its work.
+_LAZY_MODULES = (
+    "alembic.config",
+    "forecaster.bundle.artifact",
+    "forecaster.engines.onnx.export",
+    "forecaster.model.weights",
+    "matplotlib.backends.backend_agg",
+    "mlflow.models",
+    "mlflow.store.model_registry.sqlalchemy_workspace_store",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "onnxruntime",
+    "pipelines.monitoring.shadow",
+    "pipelines.promotion.rollback",
+    "pipelines.retraining.retrain",
+    "pyarrow.parquet",
+    "scipy.stats",
+    "sqlalchemy.dialects.sqlite",
+    "torch.utils.serialization",
+)
 
+
+def _serve_requests() -> None:
+    for module in _LAZY_MODULES:
+        importlib.import_module(module)  # nothing is used before a fork
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
