@@ -17,8 +17,9 @@ from forecaster.model.recurrent import RecurrentStack, RecurrentState
 from forecaster.model.rollout import RolloutState
 from forecaster.model.scaling import Scale, measure_scale
 from forecaster.series import Series
+from forecaster.shapes import Float
 from forecaster.spec import NetworkSpec
-from tests.shape_checks import MODULES_WITH_RECORDS
+from tests.shape_checks import MODULES_WITH_RECORDS, check_calls
 
 
 def test_an_argument_of_the_wrong_rank_is_rejected() -> None:
@@ -91,3 +92,21 @@ def test_every_module_with_array_records_is_listed() -> None:
         name for name, text in texts.items() if "forecaster.shapes import" in text and "(NamedTuple)" in text
     }
     assert modules_with_records == set(MODULES_WITH_RECORDS)
+
+
+def test_a_result_and_a_plain_argument_are_checked_too() -> None:
+    @check_calls
+    def first_row(values: Float[np.ndarray, "row step"]) -> Float[np.ndarray, "row"]:
+        return values[0]
+
+    @check_calls
+    def count(number: int) -> str:
+        return number  # type: ignore[return-value]
+
+    assert first_row(np.zeros((3, 3))).shape == (3,)
+    with pytest.raises(TypeCheckError, match="return"):
+        first_row(np.zeros((3, 4)))
+    with pytest.raises(TypeCheckError, match="return"):
+        count(1)
+    with pytest.raises(TypeCheckError, match="number"):
+        count("one")

@@ -6,8 +6,11 @@ A change of the tables needs a new version and a step of migration to it: see `m
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from sqlalchemy.engine import URL
 
 LEDGER_SCHEMA_VERSION = 1
 _LOCK_NUMBER = 0x666F7265  # PostgreSQL advisory lock of all that create or migrate the tables
+_BUSY_PAUSE_S = 0.01
 
 metadata = MetaData()
 
@@ -97,7 +101,7 @@ def create_database_engine(url: URL, *, timeout_s: float) -> Engine:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     engine = create_engine(url, connect_args={"timeout": timeout_s})
-    event.listen(engine, "connect", _on_connect)
+    event.listen(engine, "connect", partial(_on_connect, timeout_s=timeout_s))
     event.listen(engine, "begin", _on_begin)
     return engine
 
@@ -111,10 +115,24 @@ def begin_exclusive(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def _on_connect(connection: Any, _: object) -> None:
+def _on_connect(connection: Any, _: object, *, timeout_s: float) -> None:
     connection.isolation_level = None  # transactions are begun in _on_begin, not by the rules of sqlite3
-    connection.execute("PRAGMA journal_mode=WAL")
+    _use_write_ahead_log(connection, timeout_s)
     connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _use_write_ahead_log(connection: Any, timeout_s: float) -> None:
+    """Waits while another connection does the same to a new file, which SQLite itself rejects without waiting."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_BUSY_PAUSE_S)
+        else:
+            return
 
 
 def _on_begin(connection: Connection) -> None:

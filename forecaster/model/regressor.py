@@ -63,7 +63,8 @@ class Regressor(nn.Module):
         self.trained_steps = min(spec.horizon, spec.block) if spec.decoder == "block" else spec.block
         self.num_covariates, self.decoder_kind = num_covariates, spec.decoder
         places = {"rollout": (1, 0), "block": (1, 0), "direct": (spec.block // spec.segment, _SEGMENT_EMBEDDING_SIZE)}
-        self.places = nn.Parameter(torch.randn(places[spec.decoder]) / _SEGMENT_EMBEDDING_SIZE**0.5)
+        self.places = nn.Parameter(torch.empty(places[spec.decoder]))
+        nn.init.normal_(self.places, std=_SEGMENT_EMBEDDING_SIZE**-0.5)
         self.num_weights = running_sizes.NUM_FORECASTS if spec.base == "mixture" else 0
         params_per_step = self.num_targets * (self.head.num_params + self.num_weights)
         self.decoder: nn.GRUCell | nn.Linear | None

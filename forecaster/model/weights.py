@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
+from torch.overrides import TorchFunctionMode
 
 from forecaster.errors import BundleDamaged
 from forecaster.model.regressor import Regressor, build_network
@@ -43,7 +45,8 @@ def load_networks(
             for _ in range(spec.members)
         )
 
-    with torch.device("meta"):  # without memory for weights: a specification may ask for more than the file holds
+    # Without memory for weights: a specification may ask for more than the file holds.
+    with torch.device("meta"), _WithoutNormalDraws():
         expected = {name: tuple(tensor.shape) for name, tensor in _as_module(build()).state_dict().items()}
     weights = _read_weights(content, expected)
     networks = build()
@@ -73,6 +76,20 @@ def _read_weights(content: bytes, expected: Mapping[str, tuple[int, ...]]) -> di
                 f"Expected finite weights; {name!r} holds NaN or infinity. Train again.", where="weights.safetensors"
             )
     return weights
+
+
+class _WithoutNormalDraws(TorchFunctionMode):
+    """Draws no normal values, for which the device `meta` imports torch's compiler: a second in a new process."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        return given["tensor"] if function is torch.nn.init.normal_ else function(*args, **given)
 
 
 def _as_module(networks: Sequence[Regressor]) -> torch.nn.Module:

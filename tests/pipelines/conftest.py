@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,22 @@ def migrated_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("migrated")
     create_client(resolve_tracking_uri(root))
     return root
+
+
+def copy_root(source: Root, target: Path) -> Root:
+    """Copies a root with its store, in which the artifacts have absolute paths; a copy is faster than another training."""
+    shutil.copytree(source.path, target)
+    old, new = str(source.path), str(target)
+    with closing(sqlite3.connect(target / "mlflow.db")) as connection, connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        for [table] in tables:
+            for _, column, kind, *_ in connection.execute(f"PRAGMA table_info({table})").fetchall():
+                if "CHAR" in kind.upper() or "TEXT" in kind.upper():
+                    connection.execute(
+                        f'UPDATE {table} SET "{column}" = replace("{column}", ?, ?) WHERE instr("{column}", ?)',
+                        (old, new, old),
+                    )
+    return Root(target)
 
 
 @pytest.fixture

@@ -5,11 +5,13 @@ The tests start many trainings that are killed; the killed processes are real, a
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +82,15 @@ class ForkServer:
             child.send_signal(signal.SIGKILL)
             child.wait()
 
+    def capture(self, arguments: Sequence[object], folder: Path) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end and returns its exit code and its output, which it writes outside the folder."""
+        words = [str(argument) for argument in arguments]
+        with tempfile.TemporaryDirectory() as output:
+            request = {"arguments": words, "folder": str(folder), "output": output}
+            code = ForkedProcess(self, self.request(**request)).wait()
+            stdout, stderr = ((Path(output) / name).read_text() for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(words, code, stdout, stderr)
+
     def run(self, arguments: Sequence[str], folder: Path, *, failpoints: str | None = None) -> int:
         """Runs a command to its end and returns its exit code."""
         with self.start(arguments, folder, failpoints=failpoints) as child:
@@ -104,9 +115,30 @@ def running_fork_server() -> Iterator[ForkServer]:
         assert process.wait(20) == 0
 
 
-def _serve_requests() -> None:
-    import pipelines.retraining.retrain  # noqa: F401  # imports everything; nothing is used before a fork
+# What the commands import only when they need it; importing all of it takes a command several times as long as its work.
+_LAZY_MODULES = (
+    "alembic.config",
+    "forecaster.bundle.artifact",
+    "forecaster.engines.onnx.export",
+    "forecaster.model.weights",
+    "matplotlib.backends.backend_agg",
+    "mlflow.models",
+    "mlflow.store.model_registry.sqlalchemy_workspace_store",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "onnxruntime",
+    "pipelines.monitoring.shadow",
+    "pipelines.promotion.rollback",
+    "pipelines.retraining.retrain",
+    "pyarrow.parquet",
+    "scipy.stats",
+    "sqlalchemy.dialects.sqlite",
+    "torch.utils.serialization",
+)
 
+
+def _serve_requests() -> None:
+    for module in _LAZY_MODULES:
+        importlib.import_module(module)  # nothing is used before a fork
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
@@ -123,7 +155,13 @@ def _send_reply(value: int | None) -> None:
     sys.stdout.flush()
 
 
-def _run_command(arguments: Sequence[str], folder: str, syncs: int | None, failpoints: str | None) -> None:
+def _run_command(
+    arguments: Sequence[str],
+    folder: str,
+    syncs: int | None = None,
+    failpoints: str | None = None,
+    output: str | None = None,
+) -> None:
     """Runs the command; never returns."""
     # Background test runs ignore interrupts, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -131,10 +169,10 @@ def _run_command(arguments: Sequence[str], folder: str, syncs: int | None, failp
 
     os.setsid()
     os.chdir(folder)
-    log = os.open("process.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    null = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((null, 0), (log, 1), (log, 2)):
-        os.dup2(source, target)
+    names = ("process.log", "process.log") if output is None else (f"{output}/stdout", f"{output}/stderr")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for target, name in enumerate(names, start=1):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), target)
     if syncs is not None:
         _kill_after_syncs(syncs)
     if failpoints is not None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from pipelines.sources import DataSource
 from pipelines.training.train import train
 from tests.case_selection import fail_points_of, sample_cases
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
-from tests.system.fork_server import ForkServer, running_fork_server
+from tests.system.fork_server import ForkServer
 from tests.system.processes import write_config
 
 pytestmark = pytest.mark.integration
@@ -74,12 +74,6 @@ def promotion_root(migrated_root: Path, tmp_path_factory: pytest.TempPathFactory
     for number in ("1", "2"):
         promote_version("small", root, version_number=number, force=True)
     return prepared
-
-
-@pytest.fixture(scope="module")
-def fork_server() -> Iterator[ForkServer]:
-    with running_fork_server() as server:
-        yield server
 
 
 def run_until_killed(fork_server: ForkServer, command: Sequence[str], promotion_root: PromotionRoot, name: str) -> None:

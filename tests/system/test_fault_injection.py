@@ -26,18 +26,12 @@ from serving.deployment import slot as slots
 from serving.deployment.follower import FollowTarget, find_update, install_version
 from tests.case_selection import fail_points_of, sample_cases
 from tests.pipelines.monitoring.test_shadow import serve_and_observe
-from tests.system.fork_server import ForkServer, running_fork_server
+from tests.system.fork_server import ForkServer
 from tests.system.test_failpoints import PromotionRoot, promotion_root
 
 __all__ = ["promotion_root"]
 pytestmark = pytest.mark.integration
 FAULT_EXIT_CODE = 9
-
-
-@pytest.fixture(scope="module")
-def fork_server() -> Iterator[ForkServer]:
-    with running_fork_server() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

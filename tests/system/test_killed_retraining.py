@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from pipelines.settings import Root
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG
 from tests.case_selection import fail_points_of, sample_cases
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
-from tests.system.fork_server import ForkServer, running_fork_server
+from tests.system.fork_server import ForkServer
 from tests.system.processes import write_config
 
 pytestmark = pytest.mark.integration
@@ -58,12 +57,6 @@ def retraining_folder(migrated_root: Path, tmp_path_factory: pytest.TempPathFact
     shutil.copy(migrated_root / "mlflow.db", root.path)
     make_noise_frame().to_csv(folder / "meters.csv", index=False)
     return RetrainingFolder(folder, root)
-
-
-@pytest.fixture(scope="module")
-def fork_server() -> Iterator[ForkServer]:
-    with running_fork_server() as server:
-        yield server
 
 
 @pytest.mark.parametrize("point", FAIL_POINTS)

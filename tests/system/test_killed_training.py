@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from forecaster.bundle import artifact
 from forecaster.registry.registry import create_client
 from pipelines.settings import Root
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
-from tests.system.fork_server import ForkedProcess, ForkServer, running_fork_server
+from tests.system.fork_server import ForkedProcess, ForkServer
 from tests.system.processes import CHECKOUT, make_environment, run_forecaster, start_process, wait_until, write_config
 
 pytestmark = pytest.mark.integration
@@ -83,12 +82,6 @@ def make_training_folder(folder: Path, migrated: Path) -> TrainingFolder:
 @pytest.fixture
 def training_folder(migrated_root: Path, tmp_path: Path) -> TrainingFolder:
     return make_training_folder(tmp_path, migrated_root)
-
-
-@pytest.fixture(scope="module")
-def fork_server() -> Iterator[ForkServer]:
-    with running_fork_server() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

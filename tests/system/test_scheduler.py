@@ -14,18 +14,19 @@ from forecaster.registry.registry import Registry
 from pipelines.scheduling.jobs import JobState, JobStore
 from pipelines.settings import Root
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
-from tests.system.processes import run_forecaster, start_process, wait_until, write_config
+from tests.system.fork_server import ForkServer
+from tests.system.processes import start_process, wait_until, write_config
 
 pytestmark = pytest.mark.integration
 SCHEDULER_COMMAND = ("-m", "pipelines.cli", "schedule", "run", "--root", "root")
 
 
 @pytest.fixture
-def scheduler_folder(fresh_root: Root, tmp_path: Path) -> Path:
+def scheduler_folder(fresh_root: Root, tmp_path: Path, fork_server: ForkServer) -> Path:
     make_noise_frame().to_csv(tmp_path / "data.csv", index=False)
     write_config(tmp_path / "small.yaml", make_small_spec(steps=200_000, epoch_steps=2))
     command = ["retrain", "data.csv", "--config", "small.yaml", "--root", "root", "--cron", "0 3 * * *"]
-    completed = run_forecaster(*command, folder=tmp_path)
+    completed = fork_server.capture(command, tmp_path)
     assert completed.returncode == 0, completed.stderr
     job_store = JobStore(fresh_root.schedule)
     [job] = job_store.load_jobs()
@@ -37,7 +38,9 @@ def read_process_log(folder: Path) -> str:
     return (folder / "process.log").read_text()[-2000:]
 
 
-def test_a_scheduler_terminated_during_training_resumes_at_the_next_start(scheduler_folder: Path) -> None:
+def test_a_scheduler_terminated_during_training_resumes_at_the_next_start(
+    scheduler_folder: Path, fork_server: ForkServer
+) -> None:
     root = Root(scheduler_folder / "root")
     job_store = JobStore(root.schedule)
 
@@ -48,11 +51,11 @@ def test_a_scheduler_terminated_during_training_resumes_at_the_next_start(schedu
         wait_until(has_checkpoint)
         pid = job_store.load_state("small").running
         assert pid is not None
-        rejected = run_forecaster("schedule", "run", "--root", "root", folder=scheduler_folder)
+        rejected = fork_server.capture(["schedule", "run", "--root", "root"], scheduler_folder)
         assert rejected.returncode == 1
         assert f"process {process.pid}" in rejected.stderr
         status = json.loads(
-            run_forecaster("schedule", "status", "--json", "--root", "root", folder=scheduler_folder).stdout
+            fork_server.capture(["schedule", "status", "--json", "--root", "root"], scheduler_folder).stdout
         )
         assert status["scheduler"]["alive"]
         assert status["jobs"][0]["doing"] == "running"
@@ -73,5 +76,5 @@ def test_a_scheduler_terminated_during_training_resumes_at_the_next_start(schedu
     assert (last.code, last.outcome) == (0, "done"), job_store.job_log_path("small").read_text()[-2000:]
     assert "version 1 is the champion" in last.said
     assert len(Registry(root.store_uri).list_versions("small")) == 1
-    runs = run_forecaster("schedule", "list", "--root", "root", folder=scheduler_folder)
+    runs = fork_server.capture(["schedule", "list", "--root", "root"], scheduler_folder)
     assert "done: small version 1" in runs.stdout

@@ -101,7 +101,7 @@ def running_tracking_server(
     command = ["-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
     command += [f"--backend-store-uri={database or f'sqlite:///{folder}/server.db'}"]
     command += [f"--artifacts-destination={folder / 'artifacts'}", f"--allowed-hosts=127.0.0.1:{port}"]
-    extra = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    extra = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     extra["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     credentials: dict[str, str] = {}
     if database is not None:
@@ -121,7 +121,7 @@ def running_tracking_server(
         while not _responds(f"{uri}/health"):
             assert process.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.5)
+            time.sleep(0.1)
         yield TrackingServer(uri, credentials, log)
 
 

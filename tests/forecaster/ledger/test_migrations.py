@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -202,6 +204,21 @@ def test_processes_that_open_a_ledger_at_once_migrate_it_once(version_1: str) ->
         thread.join()
     assert errors == []  # a second ALTER TABLE would fail
     assert salts == {SALT}
+
+
+def test_a_connection_waits_for_one_that_still_reads_without_a_write_ahead_log(tmp_path: Path) -> None:
+    """SQLite itself rejects the change of the journal at once, whatever its timeout is."""
+    path = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as reader:
+        reader.execute("CREATE TABLE other (number INTEGER)")
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM other").fetchall()
+        with pytest.raises(LedgerError, match="locked"):
+            Ledger(f"sqlite:///{path}", timeout_s=0.05)
+        timer = threading.Timer(0.1, reader.rollback)
+        timer.start()
+        Ledger(f"sqlite:///{path}").close()
+        timer.join()
 
 
 def without(column: str) -> Callable[[str], str]:

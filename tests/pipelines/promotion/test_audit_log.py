@@ -30,7 +30,7 @@ from pipelines.promotion.rollback import roll_back
 from pipelines.settings import Root
 from pipelines.sources import DataSource
 from pipelines.training.train import train
-from tests.pipelines.conftest import make_small_spec
+from tests.pipelines.conftest import copy_root, make_noise_frame, make_small_spec
 
 pytestmark = pytest.mark.integration
 
@@ -59,14 +59,23 @@ class PromotedRoot(NamedTuple):
         return bundle
 
 
-@pytest.fixture
-def promoted_root(fresh_root: Root, noise_data: DataSource) -> PromotedRoot:
-    model = train(noise_data, make_small_spec(), fresh_root).model
-    promoted = PromotedRoot(fresh_root, model, [])
-    promoted.versions.extend(register_bundle(promoted.make_variant_bundle(number), fresh_root) for number in range(3))
+@pytest.fixture(scope="module")
+def promoted_template(migrated_root: Path, tmp_path_factory: pytest.TempPathFactory) -> PromotedRoot:
+    """The root that each test copies."""
+    folder = tmp_path_factory.mktemp("promoted")
+    make_noise_frame().to_csv(folder / "meters.csv", index=False)
+    root = copy_root(Root(migrated_root), folder / "root")
+    model = train(DataSource(str(folder / "meters.csv")), make_small_spec(), root).model
+    promoted = PromotedRoot(root, model, [])
+    promoted.versions.extend(register_bundle(promoted.make_variant_bundle(number), root) for number in range(3))
     for number in ("1", "2"):
-        promote_version("small", fresh_root, version_number=number, force=True)
+        promote_version("small", root, version_number=number, force=True)
     return promoted
+
+
+@pytest.fixture
+def promoted_root(promoted_template: PromotedRoot, tmp_path: Path) -> PromotedRoot:
+    return promoted_template._replace(root=copy_root(promoted_template.root, tmp_path / "root"))
 
 
 def test_rollback_restores_the_previous_champion_and_a_second_one_undoes_it(promoted_root: PromotedRoot) -> None:

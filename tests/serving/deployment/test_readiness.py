@@ -132,8 +132,13 @@ class UnresponsiveRegistry:
 
 @pytest.mark.parametrize("make", [UnresponsiveRegistry, pytest.param(Registry, marks=pytest.mark.integration)])
 def test_an_unresponsive_registry_blocks_nobody(
-    followed_model: FollowTarget, make_client: MakeClient, unresponsive_address: str, make: Callable[[str], Any]
+    followed_model: FollowTarget,
+    make_client: MakeClient,
+    unresponsive_address: str,
+    make: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")  # seconds; by default the follower waits for ten
     publish_stub(followed_model.slot)
     client = make_client(**FOLLOWING_SETTINGS)
     before = client.post("/v1/forecast", json=GOOD_REQUEST).json()
