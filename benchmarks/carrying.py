@@ -265,7 +265,7 @@ def available_studies(only: str | None) -> Iterator[tuple[str, CarryStudy]]:
 
 def hospital_study() -> CarryStudy:
     """Every month of the two years before the test year; the networks are trained without these two years."""
-    fields = read_spec(ROOT / "configs" / "hospital.yaml").model_dump()
+    fields = read_spec(ROOT / "configs" / "hospital_small.yaml").model_dump()
     fields["training"] |= {"valid_windows": 2}
     direct_fields = fields | {
         "decoder": "direct",

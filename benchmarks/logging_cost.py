@@ -9,7 +9,7 @@ store, and once with a run that records nothing. Fit, backtest and scores are th
 cost is the ratio of the two medians. The report also has the CPU time, which depends less on other programs, and the time of the
 fit alone with and without Lightning's logger: that part grows with the length of the training, the rest does not.
 
-The training of configs/hospital.yaml takes seconds, so the fixed cost of a run weighs most in it; the target is for this
+The training of configs/hospital_small.yaml takes seconds, so the fixed cost of a run weighs most in it; the target is for this
 training. The report also has `forecaster train hospital --horizon 12`, which tries the variants of the preset (for these only
 the errors are recorded) and trains the best.
 """
@@ -135,7 +135,7 @@ def format_report(short: TimingPairs, default: TimingPairs | None, spec: Spec) -
     lines = [
         "# What tracking costs a training",
         "",
-        f"`python benchmarks/logging_cost.py`: configs/hospital.yaml, {spec.training.steps} steps at most, "
+        f"`python benchmarks/logging_cost.py`: configs/hospital_small.yaml, {spec.training.steps} steps at most, "
         f"{len(short.tracked)} pairs of trainings, alternating in one process; MLflow on SQLite. Medians in seconds.",
         "",
         *_format_table(short),
@@ -175,14 +175,14 @@ def _with_training_options(panel: Panel, *, select_spec: SpecSelector, changes: 
 def main() -> None:
     """Measures, prints and writes the report; exits with 1 if tracking costs more than the target."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=6, help="number of pairs of configs/hospital.yaml")
+    parser.add_argument("--pairs", type=int, default=6, help="number of pairs of configs/hospital_small.yaml")
     parser.add_argument("--ordinary", type=int, default=2, help="number of pairs of `forecaster train hospital`")
-    parser.add_argument("--steps", type=int, default=None, help="steps of each training of configs/hospital.yaml")
+    parser.add_argument("--steps", type=int, default=None, help="steps of each training of configs/hospital_small.yaml")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "logging.md")
     options = parser.parse_args()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    spec = read_spec(HERE.parent / "configs" / "hospital.yaml")
+    spec = read_spec(HERE.parent / "configs" / "hospital_small.yaml")
     if options.steps is not None:
         spec = spec.model_copy(update={"training": spec.training.model_copy(update={"steps": options.steps})})
     short = measure_pairs(lambda _: SpecSelection(spec), options.pairs)

@@ -15,7 +15,7 @@ def demo(*, configs: Path = Path("configs"), root_options: RootOptions = _ROOT_O
     Parameters
     ----------
     configs
-        Folder with hospital_preset.yaml, sine.yaml and sine_unrolled.yaml.
+        Folder with hospital.yaml, sine.yaml and sine_unrolled.yaml.
     """
     from pipelines.demo.run import run_demo
 

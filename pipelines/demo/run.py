@@ -37,7 +37,7 @@ from pipelines.training.train import TrainOptions, train
 
 DEMO_LEVELS = [0.1, 0.9]  # the bounds of an 80 % interval
 UNROLLED_STEPS = 200  # as many as the classical recipe has; configs/sine_unrolled.yaml has more, and a smaller error
-_CONFIGS = ("hospital_preset.yaml", "sine.yaml", "sine_unrolled.yaml")
+_CONFIGS = ("hospital.yaml", "sine.yaml", "sine_unrolled.yaml")
 _MODEL, _SEASONAL_NAIVE, _LAST_VALUE, _PRETRAINED = "forecaster", "seasonal naive", "last value", "pretrained network"
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def run_demo(configs: Path, root: Root) -> None:
     _log.info("2. Monthly patient counts of 767 series: train, track, backtest, register, judge")
     options = RetrainOptions(trigger="demo", force_retrain=True)
     hospital = DataSource("hospital")
-    spec = read_spec(configs / "hospital_preset.yaml")
+    spec = read_spec(configs / "hospital.yaml")
     panel = read_panel(hospital)
     result = retrain(hospital, spec, root, options, panel=panel)
     _log.info("   version %s: %s", result.version.number, result.verdict)

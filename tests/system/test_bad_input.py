@@ -196,7 +196,7 @@ def test_an_invalid_option_is_rejected_by_name_and_nothing_is_written(
         (["retrain", "none.csv", "--horizon", "3", "--test-windows", "0"], ["test-windows", "test window"]),
         (["retrain", "none.csv", "--if-needed"], ["--config FILE or --horizon STEPS"]),
         (["retrain", "good.csv", "--horizon", "3", "--test-windows=-1"], ["test-windows", "test window"]),
-        (["demo", "--configs", "nowhere"], ["hospital_preset.yaml", "nowhere"]),
+        (["demo", "--configs", "nowhere"], ["hospital.yaml", "nowhere"]),
         (["train"], ["DATA", "--sql", "found neither"]),
         (["fly"], ["fly"]),
     ],

@@ -158,7 +158,7 @@ def test_the_demo_trains_serves_forecasts_and_plots(tmp_path: Path) -> None:
     training = {"initial": "base", "steps": 4, "epoch_steps": 2, "batch": 8, "learning_rate": 1e-5}
     hospital = base_spec(12, horizon=12, name="hospital", context=24, training=training)
     sine = make_small_spec(name="sine", valid_windows=0).model_copy(update={"context": 30, "horizon": 40, "season": 1})
-    write_config(configs / "hospital_preset.yaml", hospital)
+    write_config(configs / "hospital.yaml", hospital)
     write_config(configs / "sine.yaml", sine)
     write_config(configs / "sine_unrolled.yaml", sine.model_copy(update={"name": "sine_unrolled"}))
     completed = run_forecaster("demo", "--configs", configs, "--root", root, folder=tmp_path)

@@ -22,6 +22,7 @@ SWEEP_FILES = {
     "reload": "serving/deployment/test_readiness.py",
     "local": "system/test_fault_injection.py",
     "schedule": "system/test_fault_injection.py",
+    "pretrain": "pipelines/training/test_pretrain.py",
 }
 
 

@@ -204,4 +204,6 @@ def test_a_training_that_loses_against_the_last_value_alone_names_it() -> None:
     spec = make_spec(season=7, base="seasonal_naive", training=TRAINING | {"learning_rate": 1e-9, "valid_windows": 1})
     advice = train_model(panel, spec, accelerator="cpu").advice
     assert advice is not None
-    assert re.search(r": the last value and the pretrained network are at least as good as this model\.", advice), advice
+    assert re.search(r": the last value and the pretrained network are at least as good as this model\.", advice), (
+        advice
+    )

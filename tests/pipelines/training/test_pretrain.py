@@ -22,6 +22,7 @@ from forecaster.training.pretraining.module import PretrainingOptions
 from pipelines.cli import app
 from pipelines.settings import Root
 from pipelines.training.pretrain import parse_options, pretrain
+from tests.case_selection import fail_points_of
 from tests.system.processes import run_forecaster
 
 pytestmark = pytest.mark.integration
@@ -86,7 +87,7 @@ def test_an_interrupted_pretraining_is_one_run_and_continues(fresh_root: Root, t
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("point", ["export.written", "pretrain.recorded"])
+@pytest.mark.parametrize("point", ["export.written", *fail_points_of("pretrain")])
 def test_a_pretraining_that_ended_after_its_bundle_was_written_is_completed(
     point: str, fresh_root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
