@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from forecaster.bundle.pretrained.specification import base_spec
 from forecaster.data.calendar import default_season
 from forecaster.series import Panel
@@ -22,10 +24,12 @@ _FINE_TUNING: Mapping[str, Any] = {
     "average": 0.98,
     "refit": True,
 }
+_MIN_LONG_STEPS, _MIN_LONG_LENGTH = 50_000, 500  # of all series together, and of the median one
+_LONG_FINE_TUNING: Mapping[str, Any] = {**_FINE_TUNING, "steps": 500, "epoch_steps": 50, "learning_rate": 6e-4}
 
 
 def build_base_variants(panel: Panel, preset: Spec) -> list[Spec]:
-    """Returns the variants, the simplest first: without any training, and fine-tuned where there are enough data.
+    """Returns the variants, the simplest first: without any training, fine-tuned, and for longer, where there are enough data.
 
     Args:
         panel: The training data; only its frequency and the longest series are used.
@@ -39,8 +43,21 @@ def build_base_variants(panel: Panel, preset: Spec) -> list[Spec]:
     untrained = _build_variant(season, preset, training={"initial": "base", "steps": 0, **validation})
     if sum(map(len, panel.series)) < _MIN_STEPS:
         return [untrained]
-    fine_tuned = {**_FINE_TUNING, **validation, "origins": origins}
-    return [untrained, _build_variant(season, preset, context=segments * whole.segment, training=fine_tuned)]
+    lengths = [len(item) for item in panel.series]
+    is_long = sum(lengths) >= _MIN_LONG_STEPS and float(np.median(lengths)) >= _MIN_LONG_LENGTH
+    trainings = [_FINE_TUNING, _LONG_FINE_TUNING] if is_long else [_FINE_TUNING]
+    return [
+        untrained,
+        *(
+            _build_variant(
+                season,
+                preset,
+                context=segments * whole.segment,
+                training={**training, **validation, "origins": origins},
+            )
+            for training in trainings
+        ),
+    ]
 
 
 def _build_variant(season: int, preset: Spec, **fields: Any) -> Spec:
