@@ -38,7 +38,7 @@ from forecaster.prediction.joint_bands import forecast_joint_bands
 from forecaster.prediction.rollout_input import RolloutInputBuilder
 from forecaster.prediction.validation import InputValidator
 from forecaster.series import Forecast, Series
-from forecaster.series.history_summary import HistorySummary, find_constant, history_scale
+from forecaster.series.history_summary import HistorySummary, find_constant, history_scale, history_scales
 from forecaster.shapes import Float, Float64, Int
 from forecaster.statistical.blend import (
     BlendedForecasts,
@@ -487,8 +487,9 @@ class Predictor:
         summaries: Sequence[HistorySummary | None] | None = None,
     ) -> Float64[np.ndarray, "history"]:
         """Returns the units of the quantile offsets of histories, with their difficulty; 0 where nothing was observed."""
-        pairs = zip(histories, summaries or [None] * len(histories), strict=True)
-        scales = np.array([self.compute_interval_scale(*pair) for pair in pairs])
+        scales = history_scales(histories, self.fitted_model.season, summaries)
+        for row in np.flatnonzero(scales == 0).tolist():
+            scales[row] = self.compute_interval_scale(histories[row], None if summaries is None else summaries[row])
         scales[np.isnan(scales)] = 0.0
         calibration = self.fitted_model.calibration
         if calibration is not None and calibration.short_histories is not None and len(scales):

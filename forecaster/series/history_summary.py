@@ -20,6 +20,9 @@ STATE_ARRAY_DTYPES: Mapping[str, str] = {
 """The dtype of each array of a rollout state."""
 
 
+_MAX_VALUES_AT_ONCE = 1 << 20  # of histories whose scales are computed together
+
+
 @dataclass(frozen=True, eq=False)
 class HistorySummary:
     """The steps before the first held step of a history, as far as forecasts and intervals depend on them.
@@ -98,6 +101,29 @@ def history_scale(
         if scale > 0:
             return scale
     return 0.0
+
+
+def history_scales(
+    histories: Sequence[Float64[np.ndarray, "_"]],
+    season: int,
+    summaries: Sequence[HistorySummary | None] | None = None,
+) -> Float64[np.ndarray, "history"]:
+    """Returns `history_scale` of each history, to the bit; those of one length at once."""
+    scales = np.full(len(histories), np.nan)
+    rows_by_length: dict[int, list[int]] = {}
+    for row, history in enumerate(histories):
+        if summaries is None or summaries[row] is None:
+            rows_by_length.setdefault(len(history), []).append(row)
+    for length, rows in rows_by_length.items():
+        at_once = max(1, _MAX_VALUES_AT_ONCE // max(1, length))
+        for first in range(0, len(rows) if length > season else 0, at_once):
+            batch = rows[first : first + at_once]
+            values = np.array([histories[row] for row in batch], dtype=np.float64)
+            scales[batch] = np.abs(values[:, season:] - values[:, :-season]).sum(axis=1) / (length - season)
+    for row in np.flatnonzero(~(scales > 0)).tolist():  # missing values, dropped steps, no seasonal change
+        summary = None if summaries is None else summaries[row]
+        scales[row] = history_scale(histories[row], season, history_summary=summary)
+    return scales
 
 
 def find_constant(y: Float64[np.ndarray, "step"], history_summary: HistorySummary | None = None) -> float | None:

@@ -13,7 +13,7 @@ from forecaster.intervals.difficulty import (
     fit_difficulty,
     measure_changes,
 )
-from forecaster.series.history_summary import history_scale
+from forecaster.series.history_summary import history_scale, history_scales
 
 SEASON = 4
 
@@ -113,3 +113,15 @@ def test_intervals_never_narrow_with_the_step() -> None:
     offsets = calibrate(errors, np.ones(30)).compute_offsets((0.1, 0.5, 0.9), horizon=20, scales=np.ones(1))[0]
     widths = np.diff(offsets, axis=1)
     assert (np.diff(widths, axis=0) >= -1e-5).all()  # tables are rounded
+
+
+def test_scales_of_many_histories_are_those_of_each_to_the_bit() -> None:
+    rng = np.random.default_rng(0)
+    histories = [rng.standard_normal(int(steps)) * steps for steps in rng.integers(1, 200, 300)]
+    histories += [rng.standard_normal(120) for _ in range(40)]
+    histories[3] = np.full(50, 7.0)
+    histories[4][::3] = np.nan
+    histories[5] = np.full(20, np.nan)
+    for season in (1, 12):
+        expected = [history_scale(y, season) for y in histories]
+        assert np.array_equal(history_scales(histories, season), expected, equal_nan=True)
