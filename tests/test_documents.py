@@ -29,8 +29,8 @@ def test_the_tables_of_the_readme_are_those_of_the_results(monkeypatch: pytest.M
 
     text = (CHECKOUT / "README.md").read_text()
     assert readme_tables.insert_tables(text) == text, "run python benchmarks/readme_tables.py"
-    assert "**0.735**" in readme_tables.accuracy_table()[2]
-    altered = text.replace("| **0.735** |", "| **0.500** |")
+    assert "**0.704**" in readme_tables.accuracy_table()[2]
+    altered = text.replace("| **0.704** |", "| **0.500** |")
     assert readme_tables.insert_tables(altered) == text
     for name, tables in readme_tables.DOCUMENTS.items():
         document = (CHECKOUT / name).read_text()
