@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError, LevelOutOfRange
 from forecaster.intervals.adaptive import AdaptiveState, normal_quantiles
-from forecaster.intervals.difficulty import Difficulty
+from forecaster.intervals.difficulty import CHANGES, Difficulty
 from forecaster.intervals.joint import JointTable
 from forecaster.intervals.short_histories import ShortHistories
 from forecaster.shapes import Float64
@@ -206,6 +206,11 @@ class Calibration(_StrictModel):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Calibration:
+        num_changes = len(CHANGES) + (
+            self.unit == "head"
+        )  # a head compares the scale of the history with its own spread too
+        if self.difficulty is not None and len(self.difficulty.weights) != num_changes:
+            raise ValueError(f"difficulty: expected {num_changes} weights, found {len(self.difficulty.weights)}")
         if sorted(set(self.steps)) != list(self.steps) or sorted(set(self.levels)) != list(self.levels):
             raise ValueError("steps and levels must be in ascending order")
         shape = (len(self.steps), len(self.levels))

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from forecaster.shapes import Float64
+from forecaster.shapes import Float64, Int
 from forecaster.spec import StepCount
 
 SHARE = 0.8  # the share of errors within the intervals that are compared
@@ -19,7 +19,7 @@ _MARGIN_STEPS = 2  # so that the shortest has a few seasonal changes
 
 
 class ShortHistories(BaseModel):
-    """The factors of the unit of intervals by the length of a history.
+    """The factors of the unit of intervals by the length of a history, its number of observed values.
 
     Attributes:
         steps: Lengths, ascending.
@@ -31,7 +31,7 @@ class ShortHistories(BaseModel):
     steps: tuple[StepCount, ...] = Field(min_length=2, max_length=16)
     factors: tuple[Annotated[float, Field(ge=1, le=100)], ...]
 
-    def compute_factors(self, lengths: Sequence[int]) -> Float64[np.ndarray, "history"]:
+    def compute_factors(self, lengths: Sequence[int] | Int[np.ndarray, "history"]) -> Float64[np.ndarray, "history"]:
         """Returns the factor of each history, interpolated in the logarithm of its length."""
         return np.interp(np.log(np.maximum(lengths, 1)), np.log(self.steps), self.factors)
 

@@ -27,8 +27,14 @@ def forecast_joint_bands(
         horizon: Steps ahead, the length of the paths.
         forecast: Returns the outcomes with the quantiles of single steps at given levels.
     Raises:
-        LevelOutOfRange: The model has no table of such bands.
+        LevelOutOfRange: The model has no table of such bands, or there are no levels.
     """
+    if not levels:
+        raise LevelOutOfRange(
+            "Expected the levels of the bands of whole paths; found none. Add levels, such as 0.1 and 0.9 for a band of 80 %, or "
+            "leave joint out.",
+            where="joint",
+        )
     if calibration is None:
         raise LevelOutOfRange(
             "Expected a calibrated model, for bands of whole paths; found one without a calibration. Train it with validation "

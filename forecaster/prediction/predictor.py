@@ -140,7 +140,7 @@ class Predictor:
             LevelOutOfRange: A level is not between 0 and 1, or the model has no quantiles, or no bands of whole paths.
         """
         self._validator.validate_arguments(horizon, levels)
-        if joint and levels:
+        if joint:
             return forecast_joint_bands(
                 self.fitted_model.calibration,
                 levels,
@@ -200,7 +200,7 @@ class Predictor:
             adaptive_state: As in `forecast_batch`.
         """
         self._validator.validate_arguments(horizon, levels)
-        if joint and levels:
+        if joint:
             return forecast_joint_bands(
                 self.fitted_model.calibration,
                 levels,
@@ -493,7 +493,7 @@ class Predictor:
         scales[np.isnan(scales)] = 0.0
         calibration = self.fitted_model.calibration
         if calibration is not None and calibration.short_histories is not None and len(scales):
-            steps = [_count_steps(*pair) for pair in zip(histories, summaries or [None] * len(histories), strict=True)]
+            steps = _count_observed(histories, summaries)
             scales *= calibration.short_histories.compute_factors(steps)
         if calibration is None or calibration.difficulty is None or not len(scales):
             return scales
@@ -615,9 +615,18 @@ def _complete_forecast(forecast: Forecast, constant: float | None, warnings: tup
     return replace(forecast, warnings=(*forecast.warnings, *warnings)) if warnings else forecast
 
 
-def _count_steps(history: Float64[np.ndarray, "_"], summary: HistorySummary | None) -> int:
-    """Returns the steps of a history, and of dropped steps those that were observed."""
-    return len(history) + (0 if summary is None else summary.change_counts[1])
+def _count_observed(
+    histories: Sequence[Float64[np.ndarray, "_"]], summaries: Sequence[HistorySummary | None] | None
+) -> Int[np.ndarray, "history"]:
+    """Returns the number of observed values of each history, dropped steps included."""
+    lengths = np.array([len(history) for history in histories])
+    observed = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(~np.isnan(np.concatenate(histories)))])
+    ends = np.cumsum(lengths)
+    counts = np.asarray(observed[ends] - observed[ends - lengths])
+    for row, summary in enumerate(summaries or ()):
+        if summary is not None and not np.isnan(summary.last_value):
+            counts[row] += summary.change_counts[1] + 1  # n values have n - 1 changes
+    return counts
 
 
 def _minimum_scale(value: float) -> float:

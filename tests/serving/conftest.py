@@ -52,7 +52,7 @@ class LastValuePredictor:
     has_quantiles: bool = True
 
     def forecast_batch(
-        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), joint: bool = False
     ) -> list[Forecast | ForecasterError]:
         outcomes = [self._forecast_series(each, horizon) for each in series]
         return [

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
+from forecaster.errors import BundleDamaged
+from forecaster.intervals.calibration import Calibration
 from forecaster.intervals.conformal import calibrate
 from forecaster.intervals.difficulty import (
     MIN_WINDOWS,
@@ -125,3 +129,14 @@ def test_scales_of_many_histories_are_those_of_each_to_the_bit() -> None:
     for season in (1, 12):
         expected = [history_scale(y, season) for y in histories]
         assert np.array_equal(history_scales(histories, season), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(("unit", "count"), [("history", 2), ("history", 4), ("head", 3)])
+def test_a_file_with_another_number_of_weights_is_damaged(unit: str, count: int) -> None:
+    calibration = calibrate(np.random.default_rng(0).standard_normal((30, 1, 2)), np.ones(30))
+    content = calibration.model_dump() | {
+        "unit": unit,
+        "difficulty": {"centers": [0.0] * count, "weights": [0.1] * count},
+    }
+    with pytest.raises(BundleDamaged, match="weights"):
+        Calibration.from_json(json.dumps(content))

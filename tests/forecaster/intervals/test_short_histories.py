@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from forecaster.data.batching import take_last
 from forecaster.evaluation.calibration import calibrate_model
+from forecaster.intervals.conformal import calibrate
 from forecaster.intervals.short_histories import (
     MIN_WINDOWS,
     ShortHistories,
@@ -16,7 +19,7 @@ from forecaster.intervals.short_histories import (
 )
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Forecast
-from tests.factories import make_fitted_model, make_panel, make_spec
+from tests.factories import make_fitted_model, make_panel, make_series, make_spec, make_wave
 
 SEASON, HORIZON = 4, 5
 
@@ -77,3 +80,21 @@ def test_intervals_of_cut_histories_cover_as_those_of_whole_ones() -> None:
         coverage[length] = float(np.mean(inside))
     assert coverage[115] == pytest.approx(0.8, abs=0.06)
     assert coverage[6] > 0.72
+
+
+def test_a_truncated_history_has_the_intervals_of_the_whole_one_however_often_it_is_truncated() -> None:
+    spec = make_spec(context=4, horizon=HORIZON, season=1, min_history=2, decoder="direct")
+    errors = np.random.default_rng(0).standard_normal((60, 1, HORIZON))
+    short_histories = ShortHistories(steps=(6, 60), factors=(3.0, 1.0))
+    calibration = calibrate(errors, np.ones(60)).model_copy(update={"short_histories": short_histories})
+    predictor = Predictor(replace(make_fitted_model(spec), calibration=calibration))
+    y = make_wave(40)
+    y[[0, 3, 17, 30]] = np.nan
+    whole = predictor.forecast(make_series(y), HORIZON, levels=(0.9,))
+    continued, read = make_series(y[:12]), 12
+    for end in (20, 33, 40):
+        truncated = predictor.truncate_history(continued)
+        assert len(truncated) < len(continued)
+        continued, read = replace(truncated, y=np.concatenate([truncated.y, y[read:end]])), end
+    result = predictor.forecast(continued, HORIZON, levels=(0.9,))
+    np.testing.assert_allclose(result.quantiles[0.9] - result.mean, whole.quantiles[0.9] - whole.mean, rtol=1e-6)

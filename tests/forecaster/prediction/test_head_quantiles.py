@@ -267,3 +267,8 @@ def test_sample_paths_of_a_recalibrated_head_have_its_quantiles_and_keep_their_n
     assert (np.argsort(paths, axis=0) == np.argsort(raw, axis=0)).mean() > 0.95
     [later] = predictor.sample_batch([series], HORIZON, paths=7, seed=3, first_path=100)
     np.testing.assert_allclose(later, paths[100:107])
+
+
+def test_joint_quantiles_without_levels_are_refused_rather_than_ignored() -> None:
+    with pytest.raises(LevelOutOfRange, match="found none"):
+        Predictor(recalibrate(make_model())).forecast(make_series(make_wave(40)), HORIZON, joint=True)
