@@ -264,7 +264,8 @@ class EpochBatches:
     """The training examples of one epoch: `num_batches` batches with cutoffs from `CutoffIndex.sample`.
 
     The examples are the same for the same seed and epoch. Iteration yields chunks of `batches_per_chunk` concatenated batches;
-    the last chunk may have fewer.
+    the last chunk may have fewer. One of several processes that share the batches gets every `num_shares`-th row of each of them,
+    from the row `share` on.
     """
 
     cutoffs: CutoffIndex
@@ -276,6 +277,8 @@ class EpochBatches:
     epoch: int
     batches_per_chunk: int = 1
     recent: float = 0.0
+    share: int = 0
+    num_shares: int = 1
 
     def __len__(self) -> int:
         return -(-self.num_batches // self.batches_per_chunk)
@@ -285,7 +288,8 @@ class EpochBatches:
         generator = torch.Generator().manual_seed(derive_epoch_seed(self.seed, self.epoch))
         count = self.num_batches * self.batch_size
         indices = self.cutoffs.sample(count, generator, recent=self.recent, horizon=self.horizon)
-        chunk_size = self.batches_per_chunk * self.batch_size
+        indices = indices.reshape(-1, self.batch_size)[:, self.share :: self.num_shares].flatten().contiguous()
+        chunk_size = self.batches_per_chunk * self.batch_size // self.num_shares
         indices = indices.to(panel_tensor.values.device)
         for first in range(0, len(indices), chunk_size):
             chunk = indices[first : first + chunk_size]

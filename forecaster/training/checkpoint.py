@@ -111,8 +111,8 @@ class BestWeightsCallback(Checkpoint):
         trainer.should_stop = self._should_stop(trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seeds dropout by the epoch alone."""
-        torch.manual_seed(derive_epoch_seed(self.seed, trainer.current_epoch))
+        """Seeds dropout by the epoch alone; each of several processes has its own."""
+        torch.manual_seed(derive_epoch_seed(self.seed, trainer.current_epoch) + trainer.global_rank)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs, compares and saves; it runs after validation and all other callbacks."""
@@ -127,7 +127,7 @@ class BestWeightsCallback(Checkpoint):
             module = cast("TrainingModule", pl_module)
             self.best_weights, self.origin_errors = module.averaged_weights(), module.copy_origin_errors()
             self.best_step = trainer.global_step
-        if self._should_stop(trainer.current_epoch + 1):
+        if trainer.strategy.broadcast(self._should_stop(trainer.current_epoch + 1)):
             trainer.should_stop = True
         if self.path is not None:
             trainer.save_checkpoint(self.path)

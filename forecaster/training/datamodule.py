@@ -107,6 +107,8 @@ class WindowDataModule(pl.LightningDataModule):
             epoch,
             batches_per_chunk=self._steps_per_chunk,
             recent=training.recent,
+            share=self.trainer.global_rank,
+            num_shares=self.trainer.world_size,
         )
 
     def val_dataloader(self) -> ValidationLoader:

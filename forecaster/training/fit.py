@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,12 +38,20 @@ from forecaster.training.datamodule import STEPS_PER_CHUNK, WindowDataModule
 from forecaster.training.lightning import (
     Logger,
     MisconfigurationException,
+    count_devices,
     keep_interrupts,
     parse_devices,
     pl,
     quiet_lightning,
 )
 from forecaster.training.module import TrainingModule
+from forecaster.training.processes import (
+    SharedBatchStrategy,
+    TrainingProcess,
+    refuse_other_launchers,
+    start_processes,
+    validate_shares,
+)
 from forecaster.training.progress_callback import ProgressCallback
 
 
@@ -83,6 +92,7 @@ def fit(
     progress: Progress = NO_PROGRESS,
     label: str = "",
     steps_per_chunk: int = STEPS_PER_CHUNK,
+    process: TrainingProcess | None = None,
 ) -> FitResult:
     """Trains a model; on CPU the same arguments give bitwise the same weights, interrupted or not.
 
@@ -96,13 +106,33 @@ def fit(
         loggers: They get `train/loss` and the validation scores of each epoch.
         callbacks: Further Lightning callbacks. A batch they see holds those of several optimiser steps.
         accelerator: "auto" uses a GPU where there is one; or another name that Lightning's Trainer accepts.
-        devices: One device, as Lightning's Trainer accepts it: "1", or "2," for the one with the index 2.
+        devices: Devices, as Lightning's Trainer accepts them: "1", or "2," for the one with the index 2. With several, as many
+            processes share every batch; the result is that of one process up to rounding.
         progress: Its current phase receives the optimiser steps, of which there are `spec.training.steps` at most.
         label: The end of the text that describes these steps.
         steps_per_chunk: The most optimiser steps between two callback calls of Lightning. It changes no weight.
+        process: Which of several processes this is, where they have been started already.
     Raises:
-        HistoryTooShort, NonFiniteLoss, CheckpointMismatch; BadSpec where `initial` is of a different network.
+        HistoryTooShort, NonFiniteLoss, CheckpointMismatch; BadSpec where `initial` is of a different network or a batch cannot be
+        shared by the devices; TrainingError where one of several processes is lost.
     """
+    count = count_devices(devices)
+    if count > 1 and process is None and spec.training.steps:
+        validate_shares(spec, count=count)
+        train_share = partial(
+            fit,
+            panel,
+            spec,
+            initial=initial,
+            checkpoint=checkpoint,
+            accelerator=accelerator,
+            devices=devices,
+            steps_per_chunk=steps_per_chunk,
+        )
+        with start_processes(partial(_fit_share, train_share), count=count) as first_process:
+            return train_share(
+                loggers=loggers, callbacks=callbacks, progress=progress, label=label, process=first_process
+            )
     keep_freed_memory()
     season = spec.season or default_season(panel.freq)
     encoding = fit_encoding(panel, calendar=spec.calendar, covariates=spec.covariates, static=spec.static)
@@ -139,6 +169,7 @@ def fit(
         trainer = pl.Trainer(
             accelerator=accelerator,
             devices=parse_devices(devices),
+            strategy="auto" if process is None else SharedBatchStrategy(process),
             max_epochs=data.num_epochs,
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
@@ -178,6 +209,11 @@ def fit(
         excluded_ids=data.excluded_ids,
         validation_errors=_arrange_validation_errors(data, best_callback.origin_errors, model),
     )
+
+
+def _fit_share(train_share: Callable[..., FitResult], process: TrainingProcess) -> None:
+    """Trains in one of several processes; the first one returns the result."""
+    train_share(process=process)
 
 
 def _arrange_validation_errors(
@@ -232,8 +268,12 @@ def _use_initial_weights(
     )
 
 
-def validate_device(*, accelerator: str, devices: str) -> None:
-    """Raises InputError unless this machine has the accelerator and `devices` selects one device of it."""
+def validate_device(*, accelerator: str, devices: str, allow_several: bool = False) -> None:
+    """Raises InputError unless this machine has the accelerator and `devices` selects one device of it, or several where allowed.
+
+    It also raises in a process that `torchrun` started beside others.
+    """
+    refuse_other_launchers()
     try:
         with quiet_lightning():
             trainer = pl.Trainer(
@@ -251,7 +291,7 @@ def validate_device(*, accelerator: str, devices: str) -> None:
             "is one that this PyTorch supports.",
             where="accelerator",
         ) from error
-    if trainer.num_devices != 1:
+    if trainer.num_devices != 1 and not allow_several:
         raise InputError(
             f"Expected one device, because a training uses one; found {trainer.num_devices} for devices {devices!r}. Name a "
             "device by its index and a comma (0,), and start several trainings to use several devices.",

@@ -240,20 +240,30 @@ def parse_devices(devices: str) -> int | str:
     return int(devices) if devices.isdecimal() else devices
 
 
+def count_devices(devices: str) -> int:
+    """Returns how many devices these are: a number, or indices separated by commas."""
+    return int(devices) if devices.isdecimal() else len([index for index in devices.split(",") if index.strip()])
+
+
 _import_lightning()
 
 import pytorch_lightning as pl  # noqa: E402
+from lightning_fabric.plugins.environments import ClusterEnvironment  # noqa: E402
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO  # noqa: E402
 from lightning_fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from lightning_fabric.utilities.warnings import PossibleUserWarning  # noqa: E402
 from pytorch_lightning.callbacks import Checkpoint  # noqa: E402
 from pytorch_lightning.loggers import Logger  # noqa: E402
+from pytorch_lightning.strategies import DDPStrategy  # noqa: E402
 
 __all__ = [
     "Checkpoint",
+    "ClusterEnvironment",
+    "DDPStrategy",
     "Logger",
     "MisconfigurationException",
     "TorchCheckpointIO",
+    "count_devices",
     "keep_interrupts",
     "parse_devices",
     "pl",

@@ -8,7 +8,7 @@ prepared at once, so that a step costs no more than its arithmetic.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -140,6 +140,7 @@ def prepare_batches(
     batch_size: int,
     num_members: int | None = None,
     unrolled_blocks: Sequence[int] = (),
+    sum_counts: Callable[[list[Tensor]], None] | None = None,
 ) -> Sequence[TrainingBatch]:
     """Prepares the training batches of an example whose rows are those of several batches, one after the other.
 
@@ -149,6 +150,8 @@ def prepare_batches(
         batch_size: Rows of a batch.
         num_members: With members, each part of a training batch has a leading member axis, and this many batches form one.
         unrolled_blocks: How many blocks each training batch is unrolled after the window; empty for none.
+        sum_counts: Adds to the numbers of targets of each batch, in place, those in the shares of other processes; their losses
+            then add up to the mean over the whole batch.
     """
     rollout_state, window = start_rollout(network, example.window)
     encoded, units = encode_inputs(network, window, rollout_state), _error_units(network, example, rollout_state)
@@ -176,7 +179,7 @@ def prepare_batches(
         encoded.mask,
         encoded.filled_values,
         scaled,
-        _target_weights(valid, units, num_batches=count),
+        _target_weights(valid, units, num_batches=count, sum_counts=sum_counts),
         _block_covariates(network, window, example, origins=origins),
         window.static,
         encoded.statistics,
@@ -192,6 +195,7 @@ def prepare_batches(
         encoded,
         rollout_state,
         [num_blocks for num_blocks in unrolled_blocks for _ in range(count // batch_shape[0])],
+        sum_counts,
     )
     batches = []
     for batch, parts, num_blocks in zip(
@@ -211,6 +215,7 @@ def _prepare_unrolled_targets(
     encoded: EncodedInputs,
     rollout_state: RolloutState,
     unrolled_blocks: Sequence[int],
+    sum_counts: Callable[[list[Tensor]], None] | None,
 ) -> UnrolledTargets:
     """Returns the targets after the windows of several batches, each unrolled by its own number of blocks.
 
@@ -225,7 +230,10 @@ def _prepare_unrolled_targets(
         encoded.started[:, -1],
         updated_bound(network, window, encoded, rollout_state),
         rollout_state.scale.apply(future, time=window.values.shape[1]).masked_fill(~valid, 0.0),
-        _target_weights(valid, _error_units(network, example, rollout_state), num_batches=len(num_steps)) / 2,
+        _target_weights(
+            valid, _error_units(network, example, rollout_state), num_batches=len(num_steps), sum_counts=sum_counts
+        )
+        / 2,
         encoded.inputs.new_zeros(len(encoded.inputs), future.shape[1], 0)
         if example.future_covariates is None
         else example.future_covariates,
@@ -241,11 +249,17 @@ def _truncate(targets: UnrolledTargets, *, steps: int) -> UnrolledTargets:
 
 
 def _target_weights(
-    mask: Bool[Tensor, "track target"], unit: Float[Tensor, "track *origin"] | None, *, num_batches: int
+    mask: Bool[Tensor, "track target"],
+    unit: Float[Tensor, "track *origin"] | None,
+    *,
+    num_batches: int,
+    sum_counts: Callable[[list[Tensor]], None] | None = None,
 ) -> Float[Tensor, "track target"]:
     """Returns weights that make a mean over the valid targets of each of several batches, in units where given."""
-    counts = mask.reshape(num_batches, -1).sum(1).clamp(min=1)
-    weight = mask / counts.repeat_interleave(len(mask) // num_batches)[:, None]
+    counts = mask.reshape(num_batches, -1).sum(1)
+    if sum_counts is not None:
+        sum_counts([counts])
+    weight = mask / counts.clamp(min=1).repeat_interleave(len(mask) // num_batches)[:, None]
     if unit is None:
         return weight
     by_origin = unit.reshape(len(mask), -1)

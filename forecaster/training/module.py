@@ -24,6 +24,7 @@ from forecaster.training.optimizer import (
     scheduled_learning_rate,
     unrolled_blocks,
 )
+from forecaster.training.processes import sum_over_processes
 
 
 class TrainingModule(pl.LightningModule):
@@ -33,7 +34,8 @@ class TrainingModule(pl.LightningModule):
     optimiser steps, because Lightning's overhead per batch costs as much as a small network's step. Validation likewise
     uses a few large batches.
 
-    Several members are trained in parallel, each on its own windows; their scores are means over members.
+    Several members are trained in parallel, each on its own windows; their scores are means over members. Of several processes
+    each computes the loss of its share of every batch; gradients and losses are summed. All of them validate alike.
     """
 
     def __init__(self, networks: Sequence[Regressor], spec: Spec) -> None:
@@ -63,14 +65,22 @@ class TrainingModule(pl.LightningModule):
             loss, clip_gradients, num_members = partial(compute_loss, template), clip_gradient_norm, None
         first_step = self.trainer.global_step
         num_blocks = partial(unrolled_blocks, max_blocks=training.unroll, total_steps=training.steps)
-        steps = len(example.window.values) // (training.batch * (num_members or 1))
+        batch_rows, has_others = training.batch // self.trainer.world_size, self.trainer.world_size > 1
+        steps = len(example.window.values) // (batch_rows * (num_members or 1))
         batches = prepare_batches(
             template,
             example,
-            batch_size=training.batch,
+            batch_size=batch_rows,
             num_members=num_members,
             unrolled_blocks=[num_blocks(step) for step in range(first_step, first_step + steps)],
+            sum_counts=sum_over_processes if has_others else None,
         )
+
+        def finish_gradients(gradients: list[Tensor]) -> None:
+            if has_others:
+                sum_over_processes(gradients)
+            clip_gradients(gradients, max_norm=training.gradient_clip)
+
         learning_rate_at = partial(
             scheduled_learning_rate, peak=training.learning_rate, schedule=training.schedule, total_steps=training.steps
         )
@@ -78,10 +88,12 @@ class TrainingModule(pl.LightningModule):
             optimizer,
             loss,
             batches,
-            partial(clip_gradients, max_norm=training.gradient_clip),
+            finish_gradients,
             learning_rate_at=learning_rate_at,
             first_step=first_step,
         )
+        if has_others:
+            sum_over_processes([losses])
         self._check_finite(losses)
         self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.increment_by(len(losses))
         self._losses.append(losses)

@@ -134,14 +134,17 @@ class DeviceOptions:
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     "Hardware of the training: auto takes a GPU if there is one. A small network is often faster on the CPU."
     devices: str = "1"
-    "One device of the accelerator: 1 for any, or its index and a comma (2,)."
+    """Number of devices of the accelerator, or the index of one and a comma (2,). With several, `train` and `retrain` start a
+    process for each of them, and all of these train one model together."""
 
-    def validate(self) -> None:
+    def validate(self, *, allow_several: bool = False) -> None:
         """Raises InputError if this machine has no such device, before any data are read."""
         from forecaster.training.fit import validate_device
+        from forecaster.training.processes import refuse_other_launchers
 
+        refuse_other_launchers()
         if self != DeviceOptions():
-            validate_device(accelerator=self.accelerator, devices=self.devices)
+            validate_device(accelerator=self.accelerator, devices=self.devices, allow_several=allow_several)
 
 
 @Parameter(name="*")

@@ -74,7 +74,7 @@ def train(
         accelerator=device_options.accelerator,
         devices=device_options.devices,
     )
-    device_options.validate()
+    device_options.validate(allow_several=True)
     spec = spec_options.read_spec(seed=seed, fallback=None if initial is None else initial.spec)
     now = datetime.now(UTC)
     panel = read_panel(source.for_spec(spec), now=now, progress=progress)
@@ -184,7 +184,7 @@ def retrain(
         schedule_command(name, "retrain", arguments, schedule_options, root_options)
         return
     _require_mlflow("the registry of a retraining")
-    device_options.validate()  # a scheduled job may run on another machine
+    device_options.validate(allow_several=True)  # a scheduled job may run on another machine
     root, progress = root_options.open_root(), create_display()
     now = datetime.now(UTC)
     panel = read_panel(source.for_spec(spec), now=now, progress=progress)
