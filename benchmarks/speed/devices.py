@@ -3,8 +3,8 @@
     PYTHONPATH=. python benchmarks/speed/devices.py             two minutes on two free cores
     PYTHONPATH=. python benchmarks/speed/devices.py --rounds 1
 
-Each process has one thread of PyTorch. A step is that of a long fit without a short one, so the start of the processes is left out; it
-is printed beside. The series are generated. Writes benchmarks/results/devices.md.
+Each process has one thread of PyTorch. A step is that of a long fit without a short one, so the start of the processes is left
+out; it is printed beside. The series are generated. Writes benchmarks/results/devices.md.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class LossRecorder(Logger):
         self.epochs: list[dict[str, float]] = []
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Keeps the scores of an epoch."""
         self.epochs.append(dict(metrics))
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -123,8 +124,8 @@ def main() -> None:
         print(lines[-1], flush=True)
     lines += [
         "",
-        f"Losses of training and validation, every 5 of {COMPARED_STEPS} steps: the largest difference between one process and two is "
-        f"{largest_difference(panel):.1e}.",
+        f"Losses of training and validation, every 5 of {COMPARED_STEPS} steps: the largest difference between one process and "
+        f"two is {largest_difference(panel):.1e}.",
     ]
     print(lines[-1])
     RESULTS.write_text("\n".join(lines) + "\n")
