@@ -15,6 +15,7 @@ from forecaster.shapes import Bool, Float64
 from forecaster.spec import MAX_VOCABULARY, UNKNOWN_SYMBOL, Spec
 
 UNKNOWN_CODE = 0.0
+SYMBOL_SCORES_FACT = "symbol_scores"  # among the facts of a model of symbols: the scores of its test by forecaster
 START_MARKER_FACT = (
     "start_marker"  # among the facts of a model: whether an unknown symbol preceded the sequences of its training
 )
@@ -42,6 +43,13 @@ def is_code(values: Float64[np.ndarray, "step"], *, num_symbols: int) -> Bool[np
 @lru_cache(maxsize=64)
 def _index_vocabulary(vocabulary: tuple[str, ...]) -> Mapping[str, float]:
     return {symbol: float(index) for index, symbol in enumerate(vocabulary, start=1)}
+
+
+def list_vocabulary(symbols: Iterable[str | None], vocabulary: Sequence[str] = ()) -> tuple[str, ...]:
+    """Returns the given vocabulary or, if it is empty, the symbols that occur, sorted."""
+    if vocabulary:
+        return tuple(vocabulary)
+    return tuple(sorted({symbol for symbol in symbols if symbol is not None} - {UNKNOWN_SYMBOL}))
 
 
 def learn_vocabulary(panel: Panel) -> tuple[str, ...]:
@@ -111,9 +119,7 @@ def build_symbol_panel(
         start_marker: Whether an unknown symbol precedes every sequence, so that a network learns to predict the first symbol
             from nothing.
     """
-    symbols = tuple(vocabulary) or tuple(
-        sorted({symbol for sequence in sequences for symbol in sequence if symbol not in (None, UNKNOWN_SYMBOL)})
-    )
+    symbols = list_vocabulary((symbol for sequence in sequences for symbol in sequence), vocabulary)
     prefix = [UNKNOWN_SYMBOL] if start_marker else []
     series = [
         Series(f"sequence_{index}", 0, "1", encode_symbols([*prefix, *sequence], symbols))

@@ -63,19 +63,8 @@ def score_batch(network: Regressor, batch: ValidationBatch, *, num_members: int 
     With several members, the network is stacked, the batch has the rows of one member after the other (`repeat_rows`), and the
     scores are means over members.
     """
-    (window, targets, future_covariates, _), scale = batch.example, batch.seasonal_error
-    horizon, rollout_state, future = targets.shape[1], warm_up(network, window), targets[:: network.num_targets]
-    steps = -(-horizon // network.block) * network.block
-    padded_covariates = (
-        None if future_covariates is None else functional.pad(future_covariates, (0, 0, 0, steps - horizon))
-    )
-    rolled, _ = roll_out(network, rollout_state, horizon=horizon, future_covariates=padded_covariates)
-    actual, channels = unstack_targets(
-        functional.pad(targets, (0, steps - horizon), value=torch.nan), num_targets=network.num_targets
-    )
-    params, (level, unit) = _teacher_forced_params(
-        network, rollout_state, Window(actual, padded_covariates, channels=channels), steps=horizon
-    )
+    scale, future = batch.seasonal_error, batch.example.future[:: network.num_targets]
+    rolled, params, (level, unit), rollout_state = predict_both_ways(network, batch.example)
     target_units, missing = target_scale(network, rollout_state.scale), future.isnan()
     target = (target_units.apply(future, time=rollout_state.time) - level) / unit
     losses = network.head.loss(params, target.masked_fill(missing, 0.0)).masked_fill(
@@ -95,6 +84,40 @@ def score_batch(network: Regressor, batch: ValidationBatch, *, num_members: int 
         rollout=_mean_over_members(rollout_errors, num_members),
         origin_rollout=rollout_errors.nanmean(dim=1).reshape(num_members, -1).mean(dim=0),
     )
+
+
+class BothPredictions(NamedTuple):
+    """What a network predicts of y after a window, free running and teacher-forced.
+
+    Attributes:
+        rolled: The free-running forecast, in data units.
+        params: The head's parameters of each step, given all actuals before its block.
+        scale: Their level and unit.
+        state: The state after the window.
+    """
+
+    rolled: Float64[Tensor, "row horizon"]
+    params: Float[Tensor, "row horizon param"]
+    scale: RunningScale
+    state: RolloutState
+
+
+def predict_both_ways(network: Regressor, example: Example) -> BothPredictions:
+    """Predicts the future of an example free running and teacher-forced, from the same warmed-up state."""
+    window, targets, future_covariates, _ = example
+    horizon, rollout_state = targets.shape[1], warm_up(network, window)
+    steps = -(-horizon // network.block) * network.block
+    padded_covariates = (
+        None if future_covariates is None else functional.pad(future_covariates, (0, 0, 0, steps - horizon))
+    )
+    rolled, _ = roll_out(network, rollout_state, horizon=horizon, future_covariates=padded_covariates)
+    actual, channels = unstack_targets(
+        functional.pad(targets, (0, steps - horizon), value=torch.nan), num_targets=network.num_targets
+    )
+    params, scale = _teacher_forced_params(
+        network, rollout_state, Window(actual, padded_covariates, channels=channels), steps=horizon
+    )
+    return BothPredictions(rolled, params, scale, rollout_state)
 
 
 def _mean_over_members(errors: Float[Tensor, "row step"] | Float64[Tensor, "row step"], num_members: int) -> Tensor:
