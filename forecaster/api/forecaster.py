@@ -33,7 +33,7 @@ from forecaster.api.messages import (
 )
 from forecaster.api.pretrained import PretrainedOptions
 from forecaster.api.reading import DataReader, PanelInput
-from forecaster.api.symbols import build_probability_table, decode_columns, refuse_symbols
+from forecaster.api.symbols import build_probability_table, decode_columns
 from forecaster.api.tables import (
     MODEL_COLUMN,
     Levels,
@@ -45,7 +45,7 @@ from forecaster.api.tables import (
 from forecaster.bundle import artifact
 from forecaster.bundle.pretrained.base import BASE_FOLDER
 from forecaster.data.frames.rows import ColumnNames
-from forecaster.data.symbols import SYMBOL_SCORES_FACT, recode_panel
+from forecaster.data.symbols import SYMBOL_SCORES_FACT, recode_panel, refuse_symbols
 from forecaster.errors import ForecasterError, HorizonOutOfRange, InputError
 from forecaster.frequency.timestamps import format_timestamp
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
@@ -347,8 +347,8 @@ class Forecaster:
         Returns:
             A frame of the same library, one row per forecaster: `forecaster, in_sample, windows, mase, rmsse, smape, mae`, and
             `wql, msis_95, coverage_80, coverage_95` of a model with quantiles. For symbols the scores are `accuracy,
-            cross_entropy` (nats) and `perplexity` of the next symbol given all before it, and `rollout_accuracy`; the other forecasters are the
-            frequencies of the symbols and a Markov chain.
+            cross_entropy` (nats) and `perplexity` of the next symbol given all before it, and `rollout_accuracy`; the other
+            forecasters are the frequencies of the symbols and a Markov chain.
         Raises:
             InputError: Windows reach into the training data, and `in_sample` is False.
         """
@@ -392,7 +392,7 @@ class Forecaster:
         """
         validate_counts(max_ids=max_ids, history_steps=history_steps)
         self._require_model()
-        refuse_symbols(self.model, "a plot", "Use the tables of `predict` and `predict_proba`.")
+        refuse_symbols(self.spec, what="a plot", advice="Use the tables of `predict` and `predict_proba`.")
         panel = self._read_histories(df).panel
         plotted = select_ids([series.id for series in panel.series], ids, max_ids=max_ids)
         if forecast is None:
@@ -430,7 +430,7 @@ class Forecaster:
         validate_counts(steps=steps)
         _validate_horizon(horizon)
         self._require_model()
-        refuse_symbols(self.model, "an explanation", "Use `predict_proba`.")
+        refuse_symbols(self.spec, what="an explanation", advice="Use `predict_proba`.")
         panel, style, _ = self._read_histories(df, X_df)
         model = _to_fitted_model(self._get_predictor(panel).fitted_model)
         available = [series.id for series in panel.series]

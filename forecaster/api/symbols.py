@@ -10,7 +10,7 @@ import pandas as pd
 
 from forecaster.api.tables import MODEL_COLUMN
 from forecaster.data.symbols import decode_symbols
-from forecaster.errors import BadSpec, ForecasterError
+from forecaster.errors import ForecasterError
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.series import Forecast
 
@@ -49,11 +49,3 @@ def build_probability_table(
     )
     columns = [f"{MODEL_COLUMN}-p-{symbol}" for symbol in vocabulary]
     return pd.concat([table, pd.DataFrame(np.concatenate(rows), columns=columns)], axis=1)
-
-
-def refuse_symbols(model: FittedModel | StoredModel, what: str, advice: str) -> None:
-    """Raises BadSpec if a model predicts symbols, for what is defined for numbers only."""
-    if model.spec.head.is_symbolic:
-        raise BadSpec(
-            f"Expected a model of numbers for {what}; {model.spec.name!r} predicts symbols. {advice}", where="head.kind"
-        )

@@ -15,6 +15,8 @@ from forecaster.shapes import Bool, Float64
 from forecaster.spec import MAX_VOCABULARY, UNKNOWN_SYMBOL, Spec
 
 UNKNOWN_CODE = 0.0
+FREQUENCIES, MARKOV = SYMBOL_BASELINES = "frequencies", "markov"
+"""Baselines of models of symbols: the frequencies of the symbols, and those after each symbol (a Markov chain of order 1)."""
 SYMBOL_SCORES_FACT = "symbol_scores"  # among the facts of a model of symbols: the scores of its test by forecaster
 START_MARKER_FACT = (
     "start_marker"  # among the facts of a model: whether an unknown symbol preceded the sequences of its training
@@ -74,6 +76,14 @@ def recode_panel(panel: Panel, vocabulary: Sequence[str]) -> Panel:
     table = np.array([UNKNOWN_CODE, *encode_symbols(panel.vocabulary, vocabulary)])
     series = [replace(item, y=_translate(item.y, table)) for item in panel.series]
     return replace(panel, series=series, vocabulary=tuple(vocabulary))
+
+
+def refuse_symbols(spec: Spec, *, what: str, advice: str) -> None:
+    """Raises BadSpec if a model predicts symbols, for what is defined for numbers only."""
+    if spec.head.is_symbolic:
+        raise BadSpec(
+            f"Expected a model of numbers for {what}; {spec.name!r} predicts symbols. {advice}", where="head.kind"
+        )
 
 
 def settle_vocabulary(panel: Panel, spec: Spec, *, held_out_steps: int = 0) -> tuple[Panel, Spec]:

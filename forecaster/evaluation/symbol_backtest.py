@@ -12,7 +12,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from forecaster.data.split import hold_out, rolling_origins
-from forecaster.data.symbols import decode_symbols
+from forecaster.data.symbols import FREQUENCIES, MARKOV, decode_symbols
 from forecaster.evaluation.validation import build_validation_batches, predict_both_ways
 from forecaster.frequency.timestamps import Timestamp, next_timestamps, timestamp_at
 from forecaster.metrics import accuracy, nanmean, perplexity
@@ -21,8 +21,6 @@ from forecaster.prediction.fitted_model import FittedModel
 from forecaster.series import Panel, Series
 from forecaster.shapes import Float64, Int
 
-FREQUENCIES, MARKOV = "frequencies", "markov"
-"""Baselines: the frequencies of the symbols, and those after each symbol (a Markov chain of order 1)."""
 SymbolArray = Float64[np.ndarray, "series window horizon"]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster.bundle import artifact
+from forecaster.data.symbols import SYMBOL_SCORES_FACT
 from forecaster.errors import InputError, NoSuchModel, RefusedByGate, RegistryError
 from forecaster.evaluation.backtest import Backtest
 from forecaster.frequency.timestamps import build_timestamps, synthetic_start
@@ -127,7 +128,7 @@ def promote_version(
     overruled_checks = _describe_overruled_checks(registry, version, force=force, reason=reason)
     champion, bundle = find_champion(registry, name), fetch_bundle(version, root)
     model = artifact.load_bundle(bundle)
-    scores = model.facts.get("backtest", {})
+    scores = model.facts.get("backtest") or model.facts.get(SYMBOL_SCORES_FACT, {})
     if not force and not scores:
         raise RefusedByGate(
             f"{version} should have backtest scores; it was never tested, but trained on all data. Train it with test "
