@@ -19,6 +19,7 @@ from forecaster.errors import (
     InputError,
     LevelOutOfRange,
     NotANumber,
+    NotASymbol,
 )
 from forecaster.frequency.names import are_same_grid
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
@@ -142,7 +143,7 @@ class InputValidator:
         if value_error is not None:
             return value_error
         if spec.head.is_symbolic and not is_code(series.y, num_symbols=len(spec.head.vocabulary)).all():
-            return NotANumber(
+            return NotASymbol(
                 f"Expected symbols, as codes from 0 to {len(spec.head.vocabulary)}, because model {spec.name!r} predicts "
                 f"symbols; series {series.id!r} has other numbers. Send symbols of its vocabulary.",
                 where=series.id,

@@ -208,7 +208,13 @@ def _forecast_over_http(
             source._replace(text_covariates=None if text_covariates is None else tuple(text_covariates)),
             now=datetime.now(UTC),
         )
-        batch = client.forecast_batch(panel.series, horizon or spec.horizon, levels=levels.values, joint=levels.joint)
+        batch = client.forecast_batch(
+            panel.series,
+            horizon or spec.horizon,
+            levels=levels.values,
+            joint=levels.joint,
+            vocabulary=spec.head.vocabulary,
+        )
     if len(batch.models) > 1:
         names = " and ".join(f"{version['name']} version {version['version']}" for version in batch.models)
         warn(f"the service changed its model during the request; the forecasts are from {names}")
