@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import yaml
 
 from forecaster import Forecaster
 from forecaster.bundle.artifact import load_bundle
@@ -17,6 +20,7 @@ from forecaster.bundle.golden import GoldenFile, replay_golden_file
 from forecaster.data.frames.panel import to_frame, to_panel
 from forecaster.errors import BadSpec, GoldenMismatch, InputError, LevelOutOfRange, NotANumber
 from forecaster.metrics import cross_entropy, perplexity
+from forecaster.spec import Spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore::forecaster.api.messages.ForecastWarning")]
 
@@ -154,3 +158,24 @@ def test_cross_entropy_ignores_missing_and_unknown_symbols() -> None:
     probabilities = np.array([[0.5, 0.5], [0.25, 0.75], [1.0, 0.0], [1.0, 0.0]])
     losses = cross_entropy(np.array([1.0, 2.0, np.nan, 0.0]), probabilities)
     np.testing.assert_allclose(losses, [np.log(2), -np.log(0.75), np.nan, np.nan])
+
+
+def test_the_programs_of_the_guide_run_as_they_are_printed() -> None:
+    guide = Path(__file__).parents[3] / "docs" / "symbols.md"
+    results: dict[str, Any] = {}
+    for program in re.findall(r"(?s)```python\n(.*?)```", guide.read_text()):
+        exec(compile(program, str(guide), "exec"), results)
+    assert list(results["forecast"].columns) == ["unique_id", "ds", "forecaster"]
+    assert list(results["paths"].columns)[-1] == "forecaster-sample-2"
+    assert len(results["probabilities"]) == 4
+    scores = results["report"].set_index("forecaster")["perplexity"]
+    assert scores["forecaster"] < scores["markov"] < scores["frequencies"]
+    assert results["rows"].shape == (4, 4)
+    assert results["word"] == ["b", "b", "b", "T"]
+    assert results["scores"].unknown == 0
+
+
+def test_the_example_configuration_is_one_of_symbols() -> None:
+    path = Path(__file__).parents[3] / "configs" / "machine_log.yaml"
+    spec = Spec.parse(yaml.safe_load(path.read_text()), where=path.name)
+    assert (spec.name, spec.head.is_symbolic) == (path.stem, True)
