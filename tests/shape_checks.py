@@ -67,6 +67,7 @@ MODULES_WITH_RECORDS = [
     "forecaster.prediction.shape_range",
     "forecaster.data.frames.other_columns",
     "forecaster.prediction.symbol_sequences",
+    "forecaster.evaluation.symbol_backtest",
 ]
 
 

@@ -27,6 +27,7 @@ from forecaster.prediction.engine_choice import (
     choose_engine,
     choose_sampling_engine,
     combine_engines,
+    roll_out_probabilities,
 )
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.head_quantiles import (
@@ -208,19 +209,23 @@ class Predictor:
             HorizonOutOfRange: `horizon` is below one.
         """
         self._validator.validate_probabilities(horizon)
-        from forecaster.engines.pytorch import PyTorchEngine
-
-        results: list[Float64[np.ndarray, "horizon symbol"] | ForecasterError] = []
-        for item, error in zip(series, self._validator.find_errors(series, horizon), strict=True):
+        results: dict[int, Float64[np.ndarray, "horizon symbol"] | ForecasterError] = {}
+        whole: list[int] = []  # series without a stored state, which are computed together
+        for index, (item, error) in enumerate(zip(series, self._validator.find_errors(series, horizon), strict=True)):
             if error is not None:
-                results.append(error)
-                continue
-            engine = self._select_resume_engine(item, self._sampling_engine)
-            assert isinstance(engine, PyTorchEngine), "only PyTorch runs networks of symbols"
-            results.append(
-                engine.roll_out_probabilities(self._inputs.build_scenarios([item], horizon), horizon=horizon)[0]
-            )
-        return results
+                results[index] = error
+            elif self._inputs.find_resume_step(item) is None:
+                whole.append(index)
+            else:
+                engine = self._select_resume_engine(item, self._sampling_engine)
+                inputs = self._inputs.build_scenarios([item], horizon)
+                results[index] = roll_out_probabilities(engine, inputs, horizon=horizon)[0]
+        for batch in batch_by_length([self.layout.window_length(len(series[index].y)) for index in whole]):
+            indices = [whole[position] for position in batch]
+            inputs = self._inputs.build([series[index] for index in indices], horizon)
+            rows = roll_out_probabilities(self._sampling_engine, inputs, horizon=horizon)
+            results.update(zip(indices, rows, strict=True))
+        return [results[index] for index in range(len(series))]
 
     def forecast_scenarios(
         self,

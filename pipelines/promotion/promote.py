@@ -62,8 +62,11 @@ def register_bundle(
     run = run_id or _find_or_record_run(bundle, model, digest, root)
     steps = model.spec.context
     timestamps = build_timestamps(synthetic_start(model.freq), freq=model.freq, steps=steps + 2)
-    input_example = pd.DataFrame({"unique_id": "example", "ds": timestamps[:steps], "y": np.arange(1.0, steps + 1)})
-    output_example = pd.DataFrame({"unique_id": "example", "ds": timestamps[steps:], "mean": [0.0, 0.0]})
+    vocabulary = model.spec.head.vocabulary
+    y = np.resize(np.array(vocabulary, dtype=object), steps) if vocabulary else np.arange(1.0, steps + 1)
+    result = {"symbol": np.resize(np.array(vocabulary, dtype=object), 2)} if vocabulary else {"mean": [0.0, 0.0]}
+    input_example = pd.DataFrame({"unique_id": "example", "ds": timestamps[:steps], "y": y})
+    output_example = pd.DataFrame({"unique_id": "example", "ds": timestamps[steps:], **result})
     return Registry(root.store_uri).register(
         bundle,
         name=model.spec.name,
