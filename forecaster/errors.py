@@ -9,6 +9,7 @@
     │   ├── BadId                  a series id is empty or too long, or two ids become equal
     │   ├── NotANumber             text or an infinity in place of a number
     │   │   └── ValueOutOfRange    a number is too large to compute with
+    │   ├── NotASymbol             numbers in place of symbols
     │   ├── CovariateUnknown       a required covariate, static feature or channel is missing
     │   ├── StaticChanges          a static feature changes within a series
     │   ├── ZoneUnknown            no time zone has this name
@@ -112,6 +113,9 @@ class NotANumber(InputError): ...
 
 
 class ValueOutOfRange(NotANumber): ...
+
+
+class NotASymbol(InputError): ...
 
 
 class CovariateUnknown(InputError): ...

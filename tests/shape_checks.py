@@ -66,6 +66,8 @@ MODULES_WITH_RECORDS = [
     "forecaster.engines.running.past",
     "forecaster.prediction.shape_range",
     "forecaster.data.frames.other_columns",
+    "forecaster.prediction.symbol_sequences",
+    "forecaster.evaluation.symbol_backtest",
 ]
 
 

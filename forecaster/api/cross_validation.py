@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,7 @@ import pandas as pd
 from forecaster.api.fitting import ModelOptions, choose_spec, fit_spec, require_training
 from forecaster.api.tables import MODEL_COLUMN, rename_backtest_table, validate_calibration
 from forecaster.data.split import hold_out, rolling_origins
+from forecaster.data.symbols import recode_panel
 from forecaster.errors import HistoryTooShort, InputError
 from forecaster.frequency.timestamps import Timestamp, Timestamps, format_timestamp, is_earlier, timestamp_at
 from forecaster.prediction.fitted_model import as_fitted_model
@@ -20,6 +21,7 @@ from forecaster.prediction.head_quantiles import has_quantiles
 from forecaster.prediction.predictor import Predictor
 from forecaster.progress import Progress
 from forecaster.series import Panel
+from forecaster.shapes import Bool
 
 _REPORTED_METRICS = ("mase", "rmsse", "smape", "mae", "wql", "msis_95", "coverage_80", "coverage_95")
 
@@ -104,6 +106,7 @@ def evaluate_model(
     from forecaster.evaluation.baselines import ZERO_SHOT, build_baselines
     from forecaster.evaluation.calibration import add_quantiles
     from forecaster.evaluation.scores import SCORED_LEVELS, overall_scores, score_table
+    from forecaster.evaluation.symbol_backtest import backtest_symbols
 
     model = predictor.fitted_model
     horizon, cutoff = model.spec.horizon, model.cutoff
@@ -117,6 +120,25 @@ def evaluate_model(
             "rows of their own.",
             where="df",
         )
+    if model.spec.head.is_symbolic:
+        tested = backtest_symbols(
+            panel,
+            as_fitted_model(model),
+            name=MODEL_COLUMN,
+            horizon=horizon,
+            windows=windows or max(1, available),
+            min_history=model.spec.min_steps,
+            stride=stride,
+        )
+        is_trained_on = _mark_trained_on(tested.cutoffs, cutoff)
+        parts = [(False, ~is_trained_on), *([(True, is_trained_on)] if in_sample else [])]
+        table = [
+            {MODEL_COLUMN: name, "in_sample": flag, "windows": int(mask.sum()), **tested.scores(name, windows=mask)}
+            for flag, mask in parts
+            if mask.any()
+            for name in tested.predictions
+        ]
+        return pd.DataFrame(table), 0 if in_sample else int(is_trained_on.sum())
     pretrained = zero_shot_predictor(panel.freq, horizon=horizon, season=model.season, models=[model])
     result = backtest(
         panel,
@@ -131,7 +153,7 @@ def evaluate_model(
     if pretrained is not None and has_quantiles(model):
         models[ZERO_SHOT] = as_fitted_model(pretrained.fitted_model)
     result = add_quantiles(result, models, levels=SCORED_LEVELS)
-    is_trained_on = np.array([[is_earlier(at, cutoff) for at in cutoffs] for cutoffs in result.cutoffs], dtype=bool)
+    is_trained_on = _mark_trained_on(result.cutoffs, cutoff)
 
     def score(part: Backtest, mask: np.ndarray, *, flag: bool) -> Iterator[dict[str, Any]]:
         kept = replace(part, actual=np.where(mask[..., None], part.actual, np.nan))
@@ -143,6 +165,13 @@ def evaluate_model(
     if in_sample and is_trained_on.any():
         rows += score(result, is_trained_on, flag=True)
     return pd.DataFrame(rows), 0 if in_sample else int(is_trained_on.sum())
+
+
+def _mark_trained_on(
+    cutoffs: Sequence[Sequence[Timestamp]], training_cutoff: Timestamp
+) -> Bool[np.ndarray, "series window"]:
+    """Returns which windows begin before the training cutoff of a model."""
+    return np.array([[is_earlier(at, training_cutoff) for at in series] for series in cutoffs], dtype=bool)
 
 
 @contextmanager
@@ -169,9 +198,20 @@ def _forecast_origins(
     """Returns the forecasts of one model at the last origins of a panel: `unique_id, ds, cutoff, y, forecaster...`."""
     from forecaster.evaluation.backtest import backtest
     from forecaster.evaluation.calibration import add_quantiles
+    from forecaster.evaluation.symbol_backtest import backtest_symbols
 
     model, levels = predictor.fitted_model, sorted(set(columns.values()))
     validate_calibration(model, columns)
+    if model.spec.head.is_symbolic:
+        return backtest_symbols(
+            recode_panel(panel, model.spec.head.vocabulary),
+            as_fitted_model(model),
+            name=MODEL_COLUMN,
+            horizon=model.spec.horizon,
+            windows=windows,
+            min_history=model.spec.min_steps,
+            stride=stride,
+        ).to_frame(MODEL_COLUMN)
     result = backtest(
         panel,
         {MODEL_COLUMN: predictor},

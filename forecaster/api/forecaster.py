@@ -33,6 +33,7 @@ from forecaster.api.messages import (
 )
 from forecaster.api.pretrained import PretrainedOptions
 from forecaster.api.reading import DataReader, PanelInput
+from forecaster.api.symbols import build_probability_table, decode_columns
 from forecaster.api.tables import (
     MODEL_COLUMN,
     Levels,
@@ -44,7 +45,8 @@ from forecaster.api.tables import (
 from forecaster.bundle import artifact
 from forecaster.bundle.pretrained.base import BASE_FOLDER
 from forecaster.data.frames.rows import ColumnNames
-from forecaster.errors import HorizonOutOfRange, InputError
+from forecaster.data.symbols import SYMBOL_SCORES_FACT, recode_panel, refuse_symbols
+from forecaster.errors import ForecasterError, HorizonOutOfRange, InputError
 from forecaster.frequency.timestamps import format_timestamp
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.head_quantiles import has_quantiles
@@ -164,7 +166,8 @@ class Forecaster:
         panel, style, _ = DataReader(options).read(df, warn_partial=True)
         spec = choose_spec(panel, options, test_windows=test_windows, progress=receiver).spec
         trained = fit_spec(panel, spec, options, test_windows=test_windows, data_name="data frame", progress=receiver)
-        self._predictor, self._histories, self._style = Predictor(trained.model, clock=_read_clock), panel, style
+        self._predictor, self._style = Predictor(trained.model, clock=_read_clock), style
+        self._histories = recode_panel(panel, trained.model.spec.head.vocabulary)
         self._pretrained = None
         if trained.advice is not None:
             warn_about_forecasts(trained.advice)
@@ -181,6 +184,7 @@ class Forecaster:
         quantiles: Levels = None,
         joint: bool = False,
         num_samples: int | None = None,
+        temperature: float = 1.0,
         seed: int = 0,
     ) -> Any:
         """Forecasts every series, on the fastest engine that is installed.
@@ -197,6 +201,7 @@ class Forecaster:
             quantiles: Quantiles between 0 and 1: 0.1 gives `forecaster-q-0.1`.
             joint: Whether intervals hold the whole path of actuals with their probability, rather than each step by itself.
             num_samples: Sample paths, as columns `forecaster-sample-0` and so on; the head must be a distribution.
+            temperature: Of the sample paths of symbols: near 0 they are the most probable symbols.
             seed: Seed of the sample paths.
         Returns:
             A frame of the same library with the columns `unique_id, ds, forecaster` and the requested ones; one row per step.
@@ -219,9 +224,45 @@ class Forecaster:
         if num_samples is not None:
             with_forecast = {forecast.id for forecast in forecasts}
             series = [item for item in panel.series if item.id in with_forecast]
-            sampled = predictor.sample_batch(series, steps, paths=num_samples, seed=seed)
+            sampled = predictor.sample_batch(series, steps, paths=num_samples, seed=seed, temperature=temperature)
             paths = [outcome for outcome in sampled if isinstance(outcome, np.ndarray)]
-        return style.convert(build_table(forecasts, columns, paths))
+        return style.convert(decode_columns(build_table(forecasts, columns, paths), model))
+
+    @with_argument_names
+    def predict_proba(
+        self,
+        df: Any = None,
+        horizon: int | None = None,
+        X_df: Any = None,  # noqa: N803
+    ) -> Any:
+        """Returns the probability of every symbol of the vocabulary at each step, of a model of symbols.
+
+        The probabilities of a step are given the symbols that `predict` returns for the steps before it; those of the first step
+        are given the history alone.
+
+        Args:
+            df, horizon, X_df: As for `predict`.
+        Returns:
+            A frame of the same library with the columns `unique_id, ds` and `forecaster-p-SYMBOL` for each symbol.
+        Raises:
+            BadSpec: The model predicts numbers.
+        """
+        _validate_horizon(horizon)
+        self._require_model()
+        panel, style, ignored = self._read_histories(df, X_df)
+        predictor = self._get_predictor(panel)
+        spec = predictor.fitted_model.spec
+        steps = int(horizon or spec.horizon)
+        probabilities = predictor.predict_probabilities(panel.series, steps)
+        outcomes = predictor.forecast_batch(panel.series, steps)
+        forecasts, messages = collect_forecasts(panel, outcomes)
+        self._warnings = [*((forecast.id, message) for forecast in forecasts for message in ignored), *messages], style
+        rows = [
+            rows
+            for rows, outcome in zip(probabilities, outcomes, strict=True)
+            if not isinstance(outcome, ForecasterError)
+        ]
+        return style.convert(build_probability_table(forecasts, rows, spec.head.vocabulary))
 
     @with_argument_names
     def cross_validation(
@@ -250,7 +291,8 @@ class Forecaster:
             level, quantiles: As for `predict`.
             progress: As for `fit`.
         Returns:
-            A frame of the same library with the columns `unique_id, ds, cutoff, y, forecaster` and the requested ones.
+            A frame of the same library with the columns `unique_id, ds, cutoff, y, forecaster` and the requested ones. For
+            symbols, `forecaster-p` is the probability of the actual symbol given all before it, also those after the cutoff.
         Raises:
             HistoryTooShort: The data before the first origin are too short for a fit.
         """
@@ -304,7 +346,9 @@ class Forecaster:
             in_sample: Whether to score windows with training data too, marked in the column `in_sample`.
         Returns:
             A frame of the same library, one row per forecaster: `forecaster, in_sample, windows, mase, rmsse, smape, mae`, and
-            `wql, msis_95, coverage_80, coverage_95` of a model with quantiles.
+            `wql, msis_95, coverage_80, coverage_95` of a model with quantiles. For symbols the scores are `accuracy,
+            cross_entropy` (nats) and `perplexity` of the next symbol given all before it, and `rollout_accuracy`; the other
+            forecasters are the frequencies of the symbols and a Markov chain.
         Raises:
             InputError: Windows reach into the training data, and `in_sample` is False.
         """
@@ -347,6 +391,8 @@ class Forecaster:
             history_steps: The most steps of each history.
         """
         validate_counts(max_ids=max_ids, history_steps=history_steps)
+        self._require_model()
+        refuse_symbols(self.spec, what="a plot", advice="Use the tables of `predict` and `predict_proba`.")
         panel = self._read_histories(df).panel
         plotted = select_ids([series.id for series in panel.series], ids, max_ids=max_ids)
         if forecast is None:
@@ -384,6 +430,7 @@ class Forecaster:
         validate_counts(steps=steps)
         _validate_horizon(horizon)
         self._require_model()
+        refuse_symbols(self.spec, what="an explanation", advice="Use `predict_proba`.")
         panel, style, _ = self._read_histories(df, X_df)
         model = _to_fitted_model(self._get_predictor(panel).fitted_model)
         available = [series.id for series in panel.series]
@@ -520,8 +567,7 @@ class Forecaster:
     def report(self) -> Any:
         """The scores of the test, one row per forecaster, of which some are naive or pretrained; empty without a test."""
         scores = {
-            MODEL_COLUMN if name == _CHALLENGER else name: values
-            for name, values in self.model.facts.get("backtest", {}).items()
+            MODEL_COLUMN if name == _CHALLENGER else name: values for name, values in _read_scores(self.model).items()
         }
         return self._style.convert(build_report(scores))
 
@@ -539,15 +585,16 @@ class Forecaster:
             return f"{arguments}, not fitted"
         model = self.model
         network = f"{model.spec.network.cell.upper()} {model.spec.network.layers} x {model.spec.network.hidden}"
-        scores = model.facts.get("backtest", {})
+        metric = "perplexity" if model.spec.head.is_symbolic else "mase"
         tested = "; ".join(
-            f"{MODEL_COLUMN if name == _CHALLENGER else name} {values['mase']:.3g}"
-            for name, values in scores.items()
-            if values["mase"] is not None
+            f"{MODEL_COLUMN if name == _CHALLENGER else name} {values[metric]:.3g}"
+            for name, values in _read_scores(model).items()
+            if values[metric] is not None
         )
         return (
             f"{arguments}, fitted on {model.facts.get('series', 'some')} series of frequency {model.freq} to "
-            f"{format_timestamp(model.cutoff)} ({network}; MASE: {tested or 'not tested'})"
+            f"{format_timestamp(model.cutoff)} ({network}; {'perplexity' if metric == 'perplexity' else 'MASE'}: "
+            f"{tested or 'not tested'})"
         )
 
     def _require_model(self) -> None:
@@ -583,6 +630,14 @@ class Forecaster:
         if future is None:
             return PanelInput(self._histories, self._style)
         return reader.extend(self._histories, self._style, future)
+
+
+def _read_scores(model: FittedModel | StoredModel) -> Mapping[str, Mapping[str, float | None]]:
+    """Returns the scores of the test of a model by forecaster; empty without a test."""
+    scores: Mapping[str, Mapping[str, float | None]] = (
+        model.facts.get(SYMBOL_SCORES_FACT) or model.facts.get("backtest") or {}
+    )
+    return scores
 
 
 def _to_fitted_model(model: FittedModel | StoredModel) -> FittedModel:

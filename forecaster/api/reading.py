@@ -12,7 +12,7 @@ import pandas as pd
 from forecaster.api.fitting import ModelOptions, columns_of_spec
 from forecaster.api.frames import FrameStyle, InputFrame, read_frame, read_future
 from forecaster.api.messages import warn_about_data
-from forecaster.data.frames.columns import validate_columns
+from forecaster.data.frames.columns import is_symbol_column, validate_columns
 from forecaster.data.frames.other_columns import describe_ignored_columns, keep_values
 from forecaster.data.frames.panel import to_frame, to_panel
 from forecaster.data.frames.rows import ColumnNames
@@ -49,6 +49,20 @@ class DataReader(NamedTuple):
     def columns(self) -> Mapping[str, tuple[str, ...]]:
         """The columns to read besides id, timestamps and values, by role."""
         return self.options.read_columns if self.model is None else columns_of_spec(self.model.spec)
+
+    def find_vocabulary(self, rows: pd.DataFrame) -> tuple[str, ...] | None:
+        """Returns the vocabulary by which the values of some rows are read as symbols; None if they are numbers.
+
+        Without a model and a specification, a column of text without any number holds symbols; () stands for all that occur.
+        """
+        spec = self.options.spec if self.model is None else self.model.spec
+        if self.values_only:
+            return None
+        if spec is not None:
+            return spec.head.vocabulary if spec.head.is_symbolic else None
+        name = self.options.columns.y
+        is_single = list(rows.columns).count(name) == 1
+        return () if is_single and is_symbol_column(rows[name]) else None
 
     def read(self, df: Any, future: Any = None, *, warn_partial: bool = False) -> PanelInput:
         """Reads a frame, and the future of its covariates if given; repairs give a `DataWarning`.
@@ -109,6 +123,7 @@ class DataReader(NamedTuple):
             covariates=self.columns["covariates"],
             static=self.columns["static"],
             channels=self.columns["channels"],
+            vocabulary=self.find_vocabulary(rows),
         )
 
     def _append_future(self, rows: pd.DataFrame, future: Any) -> pd.DataFrame:

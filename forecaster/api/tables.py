@@ -68,7 +68,13 @@ def _to_numbers(values: Levels, argument: str) -> list[float]:
 
 
 def validate_calibration(model: FittedModel | StoredModel, columns: Mapping[str, float]) -> None:
-    """Raises LevelOutOfRange if quantiles are requested of a model that was not calibrated."""
+    """Raises LevelOutOfRange if quantiles are requested of a model that was not calibrated, or predicts symbols."""
+    if columns and model.spec.head.is_symbolic:
+        raise LevelOutOfRange(
+            f"Expected no `level` and no `quantiles`: model {model.spec.name!r} predicts symbols, which have no order. Use "
+            "`predict_proba`, or `num_samples`.",
+            where="level",
+        )
     if columns and not has_quantiles(model):
         raise LevelOutOfRange(
             f"Expected no `level` and no `quantiles`: model {model.spec.name!r} is not calibrated and has point forecasts only. "

@@ -288,6 +288,7 @@ def _check_consistency(stored: StoredModel, manifest: Manifest) -> None:
         ("encoding.json", "calendar", spec.calendar, encoding.calendar),
         ("encoding.json", "covariates", set(spec.covariates), {*encoding.numeric, *encoding.categories}),
         ("encoding.json", "static", spec.static, tuple(encoding.static)),
+        ("spec.json", "a vocabulary", spec.head.is_symbolic, bool(spec.head.vocabulary)),
         (BLEND_FILE, "weights", set(), {*blend.list_statistical_components(stored.blend_weights)} - {*spec.blend}),
     ]
     for where, field, expected, found in facts:

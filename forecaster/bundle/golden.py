@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from forecaster.engines.engine import Engine
-from forecaster.errors import BundleDamaged, GoldenMismatch
+from forecaster.errors import BundleDamaged, ForecasterError, GoldenMismatch
 from forecaster.frequency.timestamps import Timestamp, format_timestamp, parse_bounded_timestamp, synthetic_start
 from forecaster.prediction.bounds import without_bounds
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
@@ -33,6 +33,8 @@ class GoldenRequest(BaseModel):
     y: tuple[float | None, ...]
     mean: tuple[float, ...]
     network: tuple[float, ...] = ()  # of a blend: the forecast of the network alone, to verify its engines
+    # Of symbols: the probabilities of the next one. They are compared, as the most probable symbol may change by rounding.
+    probabilities: tuple[float, ...] = ()
 
 
 class GoldenFile(BaseModel):
@@ -59,6 +61,8 @@ def build_golden_file(fitted_model: FittedModel) -> GoldenFile:
         + 10 * np.sin(2 * np.pi * steps / max(fitted_model.season, 2))
         + generator.normal(size=len(steps))
     )
+    if spec.head.is_symbolic:
+        full = generator.integers(0, len(spec.head.vocabulary) + 1, size=len(steps)).astype(np.float64)
     short = full[: spec.min_steps].copy()
     short[len(short) // 2 : len(short) // 2 + 1] = np.nan if len(short) > 2 else short[-1]
     start, horizon = synthetic_start(fitted_model.freq), min(spec.horizon, MAX_HORIZON)
@@ -75,6 +79,7 @@ def build_golden_file(fitted_model: FittedModel) -> GoldenFile:
                 y=tuple(None if np.isnan(value) else float(value) for value in y),
                 mean=tuple(predictor.forecast(series, horizon).mean),
                 network=tuple(network_predictor.forecast(series, horizon).mean) if fitted_model.blend_weights else (),
+                probabilities=_predict_probabilities(predictor, series) if spec.head.is_symbolic else (),
             )
         )
     return GoldenFile(horizon=horizon, requests=tuple(requests))
@@ -97,15 +102,28 @@ def replay_golden_file(
         series = _build_golden_series(
             fitted_model, parse_bounded_timestamp(request.start, freq=fitted_model.freq), y, golden.horizon
         )
-        outcome = predictor.forecast_batch([series], golden.horizon)[0]
-        expected = np.array(request.mean)
-        tolerance = GOLDEN_TOLERANCE * (np.ptp(np.append(expected, y[~np.isnan(y)])) + 1e-12)
-        if not isinstance(outcome, Forecast) or not np.allclose(outcome.mean, expected, rtol=0, atol=tolerance):
+        if fitted_model.spec.head.is_symbolic:
+            expected, tolerance = np.array(request.probabilities), GOLDEN_TOLERANCE
+            is_equal = np.allclose(_predict_probabilities(predictor, series), expected, rtol=0, atol=tolerance)
+        else:
+            outcome = predictor.forecast_batch([series], golden.horizon)[0]
+            expected = np.array(request.mean)
+            tolerance = GOLDEN_TOLERANCE * (np.ptp(np.append(expected, y[~np.isnan(y)])) + 1e-12)
+            is_equal = isinstance(outcome, Forecast) and np.allclose(outcome.mean, expected, rtol=0, atol=tolerance)
+        if not is_equal:
             raise GoldenMismatch(
                 f"Expected the stored forecast of golden request {index} within {tolerance:.3g}; the forecast differs. The code "
                 "that computes forecasts has changed since the bundle was written. Train the model again.",
                 where=where,
             )
+
+
+def _predict_probabilities(predictor: Predictor, series: Series) -> tuple[float, ...]:
+    """Returns the probabilities of the next symbol; raises the error of an invalid series."""
+    [outcome] = predictor.predict_probabilities([series])
+    if isinstance(outcome, ForecasterError):
+        raise outcome
+    return tuple(outcome[0])
 
 
 def validate_golden_file(golden: GoldenFile, fitted_model: StoredModel) -> None:
@@ -117,6 +135,7 @@ def validate_golden_file(golden: GoldenFile, fitted_model: StoredModel) -> None:
         sizes = (len(request.mean), len(request.network))
         if (
             sizes != (horizon, network_steps)
+            or len(request.probabilities) != len(spec.head.vocabulary)
             or not spec.min_steps <= len(request.y) <= 3 * spec.context
             or not observed
             or max(map(abs, observed)) > _MAX_VALUE

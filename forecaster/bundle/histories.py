@@ -33,6 +33,8 @@ def serialize_histories(panel: Panel) -> bytes:
         for series in panel.series
     ]
     description = {"freq": panel.freq, "covariates": list(first.covariates), "series": records}
+    if panel.vocabulary:
+        description["vocabulary"] = list(panel.vocabulary)
     tensors = {
         _DESCRIPTION: np.frombuffer(json.dumps(description).encode(), dtype=np.uint8),
         "y": np.concatenate([series.y for series in panel.series]),
@@ -73,7 +75,7 @@ def parse_histories(content: bytes) -> Panel:
                 {name: values[index] for name, values in channels.items()},
             )
         )
-    return Panel(series, freq)
+    return Panel(series, freq, vocabulary=tuple(description.get("vocabulary", ())))
 
 
 def _describe_start(start: Timestamp) -> dict[str, Any]:

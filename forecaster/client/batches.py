@@ -13,8 +13,10 @@ import pandas as pd
 from forecaster.client.transport import Exchange, HttpRequest, RetryPolicy, request_json
 from forecaster.data.calendar import default_horizon
 from forecaster.data.forecast_table import build_forecast_table
+from forecaster.data.frames.columns import is_symbol_column
 from forecaster.data.frames.panel import to_panel
 from forecaster.data.frames.rows import ColumnNames
+from forecaster.data.symbols import decode_symbols, encode_symbols
 from forecaster.errors import (
     ForecasterError,
     FrequencyUnknown,
@@ -43,6 +45,7 @@ class ForecastQuery(NamedTuple):
         timeout_s: How long to wait for a response; the service gives up after the same time.
         season: Steps of a season; None: the model's, or the usual one of the frequency.
         joint: Whether the quantiles bound whole paths.
+        vocabulary: The vocabulary of a model of symbols, in whose codes the values of series and forecasts are; () for numbers.
     """
 
     horizon: int
@@ -50,6 +53,7 @@ class ForecastQuery(NamedTuple):
     timeout_s: float
     season: int | None = None
     joint: bool = False
+    vocabulary: tuple[str, ...] = ()
 
 
 class FrameQuery(NamedTuple):
@@ -81,7 +85,7 @@ class FrameForecast(NamedTuple):
     """The result of forecasting a frame.
 
     Attributes:
-        table: `unique_id, ds, mean`, and a column for each level.
+        table: `unique_id, ds, mean`, and a column for each level; `unique_id, ds, symbol` of a model of symbols.
         errors: By series, why it has no forecast.
         warnings: By series, the warnings of its forecast.
         models: As of `ServiceOutcomes`.
@@ -97,7 +101,7 @@ def forecast_frame(frame: pd.DataFrame, query: FrameQuery, retry_policy: RetryPo
     """Forecasts a frame; see `Client.forecast`."""
     names = query.columns or ColumnNames()
     model: dict[str, Any] = {}
-    if query.horizon is None or set(frame.columns) - set(names):
+    if query.horizon is None or set(frame.columns) - set(names) or _has_symbols(frame, names):
         model = yield from request_json(MODEL_REQUEST, retry_policy)
     panel = _build_panel(frame, names, query.freq, query.zone, model)
     if panel is None:
@@ -110,6 +114,7 @@ def forecast_frame(frame: pd.DataFrame, query: FrameQuery, retry_policy: RetryPo
         query.timeout_s,
         query.season,
         query.joint,
+        panel.vocabulary,
     )
     outcomes = yield from _send_batches(panel.series, batch_query, retry_policy)
     return _collect_result(panel, outcomes, query.levels)
@@ -190,11 +195,22 @@ def _build_panel(
             static=[*spec.get("static", ()), *group],
             channels=spec.get("channels", ()),
             text_covariates=model.get("text_covariates"),  # absent from services of earlier versions
+            vocabulary=_find_vocabulary(spec),
         )
     except (FrequencyUnknown, IrregularStamps):
         if freq is not None or not needs_freq:
             raise
         return None
+
+
+def _has_symbols(frame: pd.DataFrame, names: ColumnNames) -> bool:
+    return list(frame.columns).count(names.y) == 1 and is_symbol_column(frame[names.y])
+
+
+def _find_vocabulary(spec: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Returns the vocabulary of a model of symbols; None for a model of numbers."""
+    head = spec.get("head", {})
+    return tuple(head["vocabulary"]) if head.get("kind") == "symbols" else None
 
 
 def _keep_known_columns(series: Series, spec: Mapping[str, Any]) -> Series:
@@ -215,7 +231,7 @@ def _collect_result(panel: Panel, service_outcomes: ServiceOutcomes, levels: Seq
     pairs = list(zip(panel.series, service_outcomes.outcomes, strict=True))
     forecasts = [outcome for _, outcome in pairs if isinstance(outcome, Forecast)]
     return FrameForecast(
-        build_forecast_table(forecasts, levels),
+        build_forecast_table(forecasts, levels, vocabulary=panel.vocabulary),
         {series.id: outcome for series, outcome in pairs if isinstance(outcome, ForecasterError)},
         {forecast.id: forecast.warnings for forecast in forecasts if forecast.warnings},
         service_outcomes.models,
@@ -258,7 +274,11 @@ def _encode_series(series: Series, query: ForecastQuery) -> dict[str, Any]:
         "start": series.start if isinstance(series.start, int) else series.start.isoformat(),
         "freq": series.freq,
         **({} if query.season is None else {"season": query.season}),
-        "y": _encode_numbers(series.y),
+        **(
+            {"symbols": decode_symbols(series.y, query.vocabulary)}
+            if query.vocabulary
+            else {"y": _encode_numbers(series.y)}
+        ),
         **{name: values for name, values in optional.items() if values},
     }
 
@@ -298,6 +318,8 @@ def _decode_outcome(fields: dict[str, Any], series: Series, query: ForecastQuery
         error = fields["error"]
         return _build_error(error["code"], error["message"], error["where"])
     quantiles = {level: _decode_array(fields["quantiles"][repr(float(level))], query) for level in sorted(query.levels)}
+    if query.vocabulary:
+        fields = {**fields, "mean": encode_symbols(fields["symbols"], query.vocabulary)}
     mean, timestamps = _decode_array(fields["mean"], query), series.future_timestamps(query.horizon)
     return Forecast(series.id, timestamps, mean, tuple(fields["warnings"]), quantiles)
 

@@ -100,6 +100,8 @@ class Client:
     ) -> pd.DataFrame:
         """Forecasts a long frame `unique_id, ds, y`, as `unique_id, ds, mean` and a column for each level ("0.1").
 
+        A model of symbols reads a column `y` of texts, and forecasts `unique_id, ds, symbol`.
+
         Covariates (their known future as rows without `y`), static columns and channels are sent along where the deployed model
         reads columns of their names. Large frames are sent in batches.
 
@@ -141,12 +143,23 @@ class Client:
         return self._drive(forecast_frame(frame, query, self._retry_policy))
 
     def forecast_batch(
-        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), joint: bool = False
+        self,
+        series: Sequence[Series],
+        horizon: int,
+        *,
+        levels: Sequence[float] = (),
+        joint: bool = False,
+        vocabulary: Sequence[str] = (),
     ) -> ServiceOutcomes:
-        """Returns one outcome for each series of one frequency, in order, as `Predictor.forecast_batch`, and the model."""
+        """Returns one outcome for each series of one frequency, in order, as `Predictor.forecast_batch`, and the model.
+
+        The values of symbols are codes of `vocabulary`, that of the deployed model (`get_model()["spec"]["head"]`).
+        """
         return self._drive(
             forecast_batch(
-                series, ForecastQuery(horizon, tuple(levels), self._timeout, joint=joint), self._retry_policy
+                series,
+                ForecastQuery(horizon, tuple(levels), self._timeout, joint=joint, vocabulary=tuple(vocabulary)),
+                self._retry_policy,
             )
         )
 
@@ -256,12 +269,20 @@ class AsyncClient:
         return await self._drive(forecast_frame(frame, query, self._retry_policy))
 
     async def forecast_batch(
-        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), joint: bool = False
+        self,
+        series: Sequence[Series],
+        horizon: int,
+        *,
+        levels: Sequence[float] = (),
+        joint: bool = False,
+        vocabulary: Sequence[str] = (),
     ) -> ServiceOutcomes:
         """See `Client.forecast_batch`."""
         return await self._drive(
             forecast_batch(
-                series, ForecastQuery(horizon, tuple(levels), self._timeout, joint=joint), self._retry_policy
+                series,
+                ForecastQuery(horizon, tuple(levels), self._timeout, joint=joint, vocabulary=tuple(vocabulary)),
+                self._retry_policy,
             )
         )
 

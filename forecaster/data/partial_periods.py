@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from forecaster.data.calendar import default_season, step_seconds
-from forecaster.errors import NoData
+from forecaster.errors import BadSpec, NoData
 from forecaster.frequency.clock import is_period_running
 from forecaster.frequency.timestamps import Timestamp, format_timestamp, parse_frequency
 from forecaster.series import Panel, Series
@@ -187,11 +187,25 @@ def drop_partial_periods(panel: Panel, partial: PartialPeriods) -> Panel:
     return replace(panel, series=series, repairs=tuple(repairs), dropped_partial=ids)
 
 
+def refuse_symbols(panel: Panel) -> None:
+    """Raises BadSpec for symbols, whose periods are not sums that grow until they end."""
+    if panel.vocabulary:
+        raise BadSpec(
+            "Expected numbers where incomplete last periods are dropped; found symbols, which are complete when they are "
+            "observed. Leave the option out.",
+            where="drop_partial",
+        )
+
+
 def check_partial_periods(panel: Panel, *, now: datetime | None, drop: bool) -> tuple[Panel, list[str]]:
     """Returns the panel, and warnings about incomplete last periods.
 
     With `drop` their values are treated as missing: the panel reports them among its repairs, and there are no warnings.
     """
+    if drop:
+        refuse_symbols(panel)
+    if panel.vocabulary:
+        return panel, []
     partial = find_partial_periods(panel, now=now)
     if drop:
         return drop_partial_periods(panel, partial), []

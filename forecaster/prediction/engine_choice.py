@@ -6,11 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 
-from forecaster.engines.engine import Engine, EnsembleEngine
+import numpy as np
+
+from forecaster.engines.engine import Engine, EnsembleEngine, RolloutInput
 from forecaster.engines.kernel import KernelEngine, build_kernel_engine
 from forecaster.engines.running.engine import build_running_engine
 from forecaster.installation import require_package
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
+from forecaster.shapes import Float64
 
 
 def choose_engine(fitted_model: FittedModel | StoredModel, *, device: str = "cpu") -> Engine:
@@ -92,6 +95,24 @@ def choose_sampling_engine(fitted_model: FittedModel | StoredModel, engine: Engi
     if onnx_engine is not None and onnx_engine.can_sample:
         return onnx_engine
     return build_pytorch_engine(fitted_model, device=device)
+
+
+def at_temperature(engine: Engine, temperature: float) -> Engine:
+    """Returns an engine of symbols that draws at a temperature."""
+    from forecaster.engines.pytorch import PyTorchEngine
+
+    assert isinstance(engine, PyTorchEngine), "only PyTorch runs networks of symbols"
+    return engine.at_temperature(temperature)
+
+
+def roll_out_probabilities(
+    engine: Engine, inputs: RolloutInput, *, horizon: int
+) -> Float64[np.ndarray, "row horizon symbol"]:
+    """Returns the probabilities of the next symbols (`PyTorchEngine.roll_out_probabilities`)."""
+    from forecaster.engines.pytorch import PyTorchEngine
+
+    assert isinstance(engine, PyTorchEngine), "only PyTorch runs networks of symbols"
+    return engine.roll_out_probabilities(inputs, horizon=horizon)
 
 
 def combine_engines(engines: Sequence[Engine]) -> Engine:

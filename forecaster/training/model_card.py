@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from forecaster.data.symbols import SYMBOL_SCORES_FACT
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.frequency.timestamps import format_timestamp
@@ -36,7 +38,9 @@ def render_model_card(model: FittedModel) -> str:
         "## Scores",
         "",
     ]
-    if facts["backtest"]:
+    if facts.get(SYMBOL_SCORES_FACT):
+        lines += _render_symbol_scores(spec, facts)
+    elif facts["backtest"]:
         lines += [
             f"Rolling origins after the training data: {facts['test_windows']} of {spec.horizon} steps each.",
             "",
@@ -57,13 +61,28 @@ def render_model_card(model: FittedModel) -> str:
         "## Limits",
         "",
         f"A history needs at least {spec.min_steps} steps of the same frequency. Forecasts beyond step {spec.horizon} were never "
-        f"scored. {_describe_intervals(model)} {Bounds.from_facts(spec, facts).describe()}",
+        f"scored. {_describe_intervals(model)}{'' if spec.head.is_symbolic else f' {Bounds.from_facts(spec, facts).describe()}'}",
         "",
         "```json",
         json.dumps(spec.model_dump(), indent=1),
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _render_symbol_scores(spec: Spec, facts: Mapping[str, Any]) -> list[str]:
+    """Renders the scores of a model of symbols."""
+    return [
+        f"Rolling origins after the training data: {facts['test_windows']} of {spec.horizon} steps each. Accuracy, cross-entropy "
+        "(nats) and perplexity are of the next symbol given all before it; the rollout reads its own predictions.",
+        "",
+        "| forecaster | accuracy | cross-entropy | perplexity | accuracy of the rollout |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {' | '.join('-' if value is None else f'{value:.4g}' for value in scores.values())} |"
+            for name, scores in facts[SYMBOL_SCORES_FACT].items()
+        ),
+    ]
 
 
 def _describe_network(spec: Spec) -> str:
@@ -118,6 +137,11 @@ def _render_blend(model: FittedModel) -> list[str]:
 
 def _describe_intervals(model: FittedModel) -> str:
     """Describes how far the prediction intervals can be trusted."""
+    if model.spec.head.is_symbolic:
+        return (
+            f"The model predicts {len(model.spec.head.vocabulary)} symbols and has no intervals; symbols outside of its "
+            "vocabulary are read as unknown and never predicted."
+        )
     if model.calibration is None:
         return "The model was not calibrated: it gives point forecasts only."
     table, is_head = model.calibration.table_for(), model.calibration.unit == "head"

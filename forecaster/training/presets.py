@@ -14,7 +14,7 @@ from forecaster.data.calendar import default_season
 from forecaster.errors import BadSpec
 from forecaster.frequency.timestamps import is_integer_frequency
 from forecaster.series import Panel
-from forecaster.spec import Spec
+from forecaster.spec import HeadSpec, NetworkSpec, Spec, TrainingSpec
 
 Preset = Literal["classic", "yearly", "quarterly", "monthly", "weekly", "daily", "hourly"]
 
@@ -55,6 +55,10 @@ _MIN_VALIDATION_WINDOWS = 5  # fewer leave the choice of a variant to chance
 _MAX_VALIDATION_WINDOWS = 20  # validation windows; more add little information
 _MAX_VALIDATION_SHARE = 3  # validation windows cover at most a third of the median series, or one horizon
 _MAX_OVERLAPPING_WINDOWS = 128
+_MAX_SYMBOL_CONTEXT = 64  # steps of a training window of symbols; each costs a step of the recurrence
+_MAX_SYMBOL_VALIDATION_SHARE = (
+    5  # validation windows of symbols cover at most a fifth of the median series, or one horizon
+)
 _LONG_HISTORY_SEASONS = 30  # longer histories are sampled uniformly
 _LONG_SUBDAILY_STEPS = 2000  # the same limit in steps, for frequencies below a day
 
@@ -307,3 +311,39 @@ def _build_classic_spec(horizon: int, name: str, season: int | None) -> Spec:
         "training": {"steps": 2000, "epoch_steps": 100, "batch": 128, "patience": 8},
     }
     return Spec.parse(fields, where="classic")
+
+
+def build_symbol_spec(
+    panel: Panel, *, horizon: int, name: str, season: int | None = None, test_windows: int = 0
+) -> Spec:
+    """Returns the initial specification for symbols: an LSTM over as much context as most series have, up to a limit.
+
+    Args:
+        panel: All data.
+        horizon: Steps ahead.
+        name: The name of the model.
+        season: Steps of a season; by default that of the frequency.
+        test_windows: Rolling origins at the end that are held out for the test.
+    """
+    available = int(np.median([len(series) for series in panel.series])) - test_windows * horizon
+    windows = max(1, min(_MAX_VALIDATION_WINDOWS, available // (_MAX_SYMBOL_VALIDATION_SHARE * horizon)))
+    return Spec(
+        name=name,
+        context=max(1, min(_MAX_SYMBOL_CONTEXT, available - (windows + 1) * horizon)),
+        horizon=horizon,
+        min_history=1,
+        season=season,
+        scaling="none",
+        head=HeadSpec(kind="symbols"),
+        network=NetworkSpec(cell="lstm", hidden=64),
+        training=TrainingSpec(
+            steps=2000,
+            epoch_steps=100,
+            batch=64,
+            learning_rate=0.005,
+            schedule="cosine",
+            average=0.99,
+            patience=5,
+            valid_windows=windows,
+        ),
+    )

@@ -27,7 +27,7 @@ from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.base_variants import build_base_variants
 from forecaster.training.fit import fit, fit_digest
-from forecaster.training.presets import build_candidate_specs
+from forecaster.training.presets import build_candidate_specs, build_symbol_spec
 
 
 class CandidateScore(NamedTuple):
@@ -73,7 +73,18 @@ def select_spec(
         accelerator, devices: As for `fit`.
         checkpoint_folder: As for `select_on_validation`.
         progress: Receives a phase for each variant, and the choice.
+    Raises:
+        BadSpec: A preset for symbols, which have one specification instead.
     """
+    if panel.vocabulary:
+        if preset is not None:
+            raise BadSpec(
+                f"Expected no preset for symbols, because presets are for numbers; found {preset!r}. Leave it out, or use a "
+                "specification with `head: {kind: symbols}`.",
+                where="preset",
+            )
+        spec = build_symbol_spec(panel, horizon=horizon, name=name, season=season, test_windows=test_windows)
+        return SpecSelection(Spec.parse(spec.model_dump() | dict(columns or {}), where=name))
 
     def build(horizon: int, test_windows: int) -> tuple[Panel, list[Spec]]:
         return _build_candidates(

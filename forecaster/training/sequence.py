@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 from forecaster.bundle.pretrained.base import zero_shot_predictor
 from forecaster.data.profile import build_training_profile
 from forecaster.data.split import hold_out
+from forecaster.data.symbols import SYMBOL_SCORES_FACT, settle_vocabulary
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import ForecastFunction, build_baselines
 from forecaster.evaluation.blend_weights import BlendWeights, fit_blend
 from forecaster.evaluation.calibration import calibrate_model, choose_untrained_windows
+from forecaster.evaluation.symbol_backtest import SymbolBacktest, backtest_symbols
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.registry.registry import CHALLENGER
@@ -40,6 +42,7 @@ class TrainedModel(NamedTuple):
         backtest: Its test, in which the model has the name `CHALLENGER`; None if no window was held out.
         seconds: The duration of everything before the test.
         advice: What to try if a baseline was better in the test; None if none was.
+        symbol_test: The test of a model of symbols, in place of `backtest`.
     """
 
     model: FittedModel
@@ -47,10 +50,12 @@ class TrainedModel(NamedTuple):
     backtest: Backtest | None
     seconds: float
     advice: str | None = None
+    symbol_test: SymbolBacktest | None = None
 
 
 def prepare_training(panel: Panel, spec: Spec, *, test_windows: int) -> Panel:
     """Returns the part of the panel before the test windows; raises the errors of data that cannot be trained on."""
+    panel, spec = settle_vocabulary(panel, spec, held_out_steps=test_windows * spec.horizon)
     training_panel = select_training_panel(panel, spec, test_windows)
     split_panel(training_panel, spec)
     require_packages(spec.blend)
@@ -87,6 +92,7 @@ def train_model(
         loggers, callbacks, accelerator, devices: As for `fit`.
         progress: Receives the phases: fit, calibration, refit, test.
     """
+    panel, spec = settle_vocabulary(panel, spec, held_out_steps=test_windows * spec.horizon)
     if training_panel is None:
         training_panel = prepare_training(panel, spec, test_windows=test_windows)
     started = time.monotonic()
@@ -119,8 +125,19 @@ def train_model(
             progress.update(fitted.best_steps, f"all data, {fitted.best_steps} steps")
         fitted = fitted._replace(model=refitted)
     seconds = time.monotonic() - started
-    model, result = fitted.model, None
-    if test_windows:
+    model, result, symbol_test = fitted.model, None, None
+    if test_windows and spec.head.is_symbolic:
+        with progress.phase("test"):
+            symbol_test = backtest_symbols(
+                panel,
+                model,
+                name=CHALLENGER,
+                horizon=spec.horizon,
+                windows=test_windows,
+                min_history=spec.min_steps + 1,
+            )
+            progress.update(0, f"{len(symbol_test.series)} series")
+    elif test_windows:
         network_only = {NETWORK: Predictor(replace(model, blend_weights={}))} if model.blend_weights else {}
         result = run_test_backtest(
             panel,
@@ -130,9 +147,14 @@ def train_model(
             progress=progress,
         )
     training_facts = _build_facts(panel, training_panel, fitted, result, blend_weights)
+    if symbol_test is not None:
+        training_facts["test_windows"] = test_windows
+        training_facts[SYMBOL_SCORES_FACT] = {
+            name: replace_nonfinite(symbol_test.scores(name)) for name in symbol_test.predictions
+        }
     model = replace(model, facts={**model.facts, **(facts or {}), **training_facts})  # the fit has recorded facts too
     advice = None if result is None else advise_on_test(result, fitted)
-    return TrainedModel(model, fitted, result, seconds, advice)
+    return TrainedModel(model, fitted, result, seconds, advice, symbol_test)
 
 
 def run_test_backtest(
@@ -169,6 +191,12 @@ def select_training_panel(panel: Panel, spec: Spec, test_windows: int) -> Panel:
 
 def _describe_fit(fitted: FitResult) -> str:
     """Describes the result of a fit for its finished phase."""
+    if "valid/cross_entropy" in fitted.scores:
+        scores = fitted.scores
+        return (
+            f"cross-entropy {scores['valid/cross_entropy']:.4g} nats, perplexity {scores['valid/perplexity']:.4g}, accuracy "
+            f"{scores['valid/accuracy']:.1%} of the next symbol on the validation windows, {fitted.epochs} epochs"
+        )
     error = fitted.scores.get("valid/rollout")
     best = "" if error is None else f"MASE {error:.4g} on the validation windows, "
     return f"{best}{fitted.epochs} epochs"
@@ -179,7 +207,7 @@ def _calibrate_and_blend(
 ) -> tuple[FitResult, BlendWeights | None]:
     """Calibrates the intervals of the fitted model on the validation windows, and fits the weights of its blend there."""
     windows, stride, blend_weights = spec.training.valid_windows, spec.training.valid_stride, None
-    if not windows:
+    if not windows or spec.head.is_symbolic:
         return fitted, None
     if spec.blend:
         model, blend_weights = fit_blend(fitted.model, panel, windows=windows, stride=stride, progress=progress)
@@ -200,6 +228,7 @@ def _build_facts(
         if blend_weights is None
         else {"blend": {**blend_weights._asdict(), "errors": replace_nonfinite(blend_weights.errors)}}
     )
+    is_symbolic = fitted.model.spec.head.is_symbolic
     return blend | {
         "data_digest": training_panel.digest,
         "series": len(training_panel.series) - len(fitted.excluded_ids),
@@ -212,7 +241,9 @@ def _build_facts(
         "backtest": {} if result is None else {name: replace_nonfinite(result.scores(name)) for name in names},
         "scale_note": None if result is None else result.scale_note,
         "reliable_horizon": None if result is None else compute_reliable_horizon(result),
-        "inputs": build_training_profile(
+        "inputs": None
+        if is_symbolic
+        else build_training_profile(
             training_panel.series, context=fitted.model.spec.context, season=fitted.model.season
         ).model_dump(mode="json"),
     }

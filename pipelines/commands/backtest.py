@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from cyclopts import Parameter
 
-from pipelines.commands.console import print_backtest_scores, warn, write_table
+from forecaster.errors import BadSpec
+from pipelines.commands.console import print_backtest_scores, print_scores, warn, write_table
 from pipelines.commands.model_options import resolve_bundle
 from pipelines.commands.options import (
     DataOptions,
@@ -24,6 +25,7 @@ from pipelines.commands.options import (
 
 if TYPE_CHECKING:
     from pipelines.backtest import LoadedBundle
+    from pipelines.sources import DataSource
 
 BaselineName = Literal["naive2", "auto_ets", "dynamic_optimized_theta", "auto_arima"]
 
@@ -99,6 +101,9 @@ def backtest(
     root = root_options.open_root() if options.track else None
     bundles = load_bundles(model, options.rival, root_options)
     source = data_options.to_data_source(data)
+    if any(loaded.model.spec.head.is_symbolic for loaded in bundles.values()):
+        _backtest_symbols(bundles, source, options)
+        return
     report = backtests.backtest(
         bundles,
         source,
@@ -128,6 +133,47 @@ def backtest(
         backtests.save_figures(report, options.plot, is_folder=is_plot_folder(options.plot))
     if root is not None:
         print(f"run     {backtests.track_backtest(report, bundles, source, root)}")
+
+
+def _backtest_symbols(bundles: Mapping[str, LoadedBundle], source: DataSource, options: BacktestOptions) -> None:
+    """Backtests one model of symbols, and prints its scores beside those of frequencies and a Markov chain."""
+    import pandas as pd
+
+    from forecaster.evaluation.symbol_backtest import backtest_symbols
+    from forecaster.progress.display import create_display
+    from pipelines.sources import read_panel
+
+    [(name, loaded), *others] = bundles.items()
+    defaults = BacktestOptions()
+    given = [
+        field
+        for field in ("rival", "baselines", "season", "by", "levels", "plot", "track")
+        if getattr(options, field) != getattr(defaults, field)
+    ]
+    if others or given:
+        raise BadSpec(
+            f"Expected one model of symbols, without --{given[0]}, which is for models of numbers; found "
+            f"{'several models' if others else f'{name!r}'}. Leave the option out.",
+            where=given[0],
+        )
+    model, progress = loaded.model, create_display()
+    panel = read_panel(source.for_model(model.spec, model.encoding), now=datetime.now(UTC), progress=progress)
+    for repair in panel.repairs:
+        warn(repair)
+    result = backtest_symbols(
+        panel,
+        model,
+        name=name,
+        horizon=options.horizon or model.spec.horizon,
+        windows=options.windows,
+        min_history=model.spec.min_steps,
+        stride=options.stride,
+    )
+    scores = {forecaster: result.scores(forecaster) for forecaster in result.predictions}
+    print_scores(scores, season=model.season)
+    rows = [(forecaster, metric, value) for forecaster, row in scores.items() for metric, value in row.items()]
+    write_table(options.out, lambda: result.to_frame(name))
+    write_table(options.scores, lambda: pd.DataFrame(rows, columns=["forecaster", "metric", "value"]))
 
 
 def load_bundles(model: str, other_models: Sequence[str], root_options: RootOptions) -> dict[str, LoadedBundle]:

@@ -117,6 +117,11 @@ def print_scores(scores: Mapping[str, Mapping[str, float]], scale_note: str | No
     headings = [_SCORE_COLUMNS.get(name, name.upper()) for name in next(iter(scores.values()))]
     rows = [(name, [_format_value(value, ".4g") for value in values.values()]) for name, values in scores.items()]
     print("\n".join(format_table(headings, rows, width=get_table_width())))
+    if "perplexity" in next(iter(scores.values())):
+        print(
+            "accuracy, cross-entropy (nats) and perplexity of the next symbol given all before it; rollout: its accuracy"
+        )
+        return
     print(format_season(season))
     if scale_note is not None:
         print(scale_note)
@@ -147,6 +152,10 @@ _SCORE_COLUMNS = {
     "msis_95": "MSIS",
     "coverage_80": "in 80%",
     "coverage_95": "in 95%",
+    "accuracy": "accuracy",
+    "cross_entropy": "cross-entropy",
+    "perplexity": "perplexity",
+    "rollout_accuracy": "rollout",
 }
 
 
@@ -244,7 +253,9 @@ def warn_about_partial_periods(panel: Panel, *, now: datetime) -> None:
 
     if panel.dropped_partial is not None:
         return
-    for message in describe_partial_periods(panel, find_partial_periods(panel, now=now)):
+    for message in (
+        describe_partial_periods(panel, find_partial_periods(panel, now=now)) if not panel.vocabulary else ()
+    ):
         warn(f"{message}. Values of incomplete periods make forecasts wrong; --drop-partial treats them as missing")
 
 

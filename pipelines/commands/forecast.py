@@ -41,6 +41,7 @@ class _ForecastResult(NamedTuple):
     model_name: str
     panel: Panel
     outcomes: list[Forecast | ForecasterError]
+    vocabulary: tuple[str, ...] = ()  # of a model of symbols
 
 
 def forecast(
@@ -59,6 +60,7 @@ def forecast(
 ) -> None:
     """Forecasts the series of the data, as a table with the columns `unique_id, ds, mean` and one column per level.
 
+    A model of symbols forecasts the columns `unique_id, ds, symbol`.
     With DATA alone, the pretrained network forecasts them: `forecaster forecast data.csv --horizon 12` needs no training.
 
     Parameters
@@ -109,11 +111,13 @@ def forecast(
         result = _forecast_over_http(url, model, horizon, _Levels(levels, joint), data_options)
     forecasts = [outcome for outcome in result.outcomes if isinstance(outcome, Forecast)]
     _print_messages(result, forecasts)
-    table = build_forecast_table(forecasts, levels)
+    table = build_forecast_table(forecasts, levels, vocabulary=result.vocabulary)
     if out is None:
         table.to_csv(sys.stdout, index=False)
     write_table(out, lambda: table)
-    if plot is not None:
+    if plot is not None and result.vocabulary:
+        warn(f"nothing is drawn in {plot}: symbols have no order")
+    elif plot is not None:
         from forecaster.evaluation.plots import plot_forecast
 
         history = next(series for series in result.panel.series if series.id == forecasts[0].id)
@@ -169,7 +173,7 @@ def _forecast_locally(
         outcomes = predictor.forecast_batch(
             panel.series, horizon or spec.horizon, levels=levels.values, joint=levels.joint
         )
-    return _ForecastResult(spec.name, panel, outcomes)
+    return _ForecastResult(spec.name, panel, outcomes, spec.head.vocabulary)
 
 
 def _build_pretrained(panel: Panel, horizon: int | None, options: SeasonOptions, now: datetime) -> Predictor:
@@ -204,11 +208,17 @@ def _forecast_over_http(
             source._replace(text_covariates=None if text_covariates is None else tuple(text_covariates)),
             now=datetime.now(UTC),
         )
-        batch = client.forecast_batch(panel.series, horizon or spec.horizon, levels=levels.values, joint=levels.joint)
+        batch = client.forecast_batch(
+            panel.series,
+            horizon or spec.horizon,
+            levels=levels.values,
+            joint=levels.joint,
+            vocabulary=spec.head.vocabulary,
+        )
     if len(batch.models) > 1:
         names = " and ".join(f"{version['name']} version {version['version']}" for version in batch.models)
         warn(f"the service changed its model during the request; the forecasts are from {names}")
-    return _ForecastResult(spec.name, panel, batch.outcomes)
+    return _ForecastResult(spec.name, panel, batch.outcomes, spec.head.vocabulary)
 
 
 def _print_messages(result: _ForecastResult, forecasts: list[Forecast]) -> None:

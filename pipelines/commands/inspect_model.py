@@ -58,6 +58,7 @@ def inspect(
     """
     from forecaster.bundle import artifact
     from forecaster.bundle.pretrained.base import BASE_FOLDER, specialize_to_panel
+    from forecaster.data.symbols import refuse_symbols
     from forecaster.explain.attribution import MAX_STEPS, explain
     from forecaster.prediction.bounds import Bounds
     from pipelines.sources import read_panel
@@ -77,6 +78,7 @@ def inspect(
         fitted = specialize_to_panel(panel, horizon=horizon, season=season_options.season).to_fitted_model()
     else:
         fitted = artifact.load_bundle(folder)
+        refuse_symbols(fitted.spec, what="an explanation", advice="Forecast with it: forecaster forecast MODEL DATA.")
         panel = read_panel(source.for_model(fitted.spec, fitted.encoding), now=now)
     for repair in panel.repairs:
         warn(repair)

@@ -60,6 +60,7 @@ def tune(
         File for the best specification (YAML).
     """
     validate_output_paths(out=out)
+    from forecaster.data.symbols import refuse_symbols
     from forecaster.progress.display import create_display
     from forecaster.spec import Spec
     from forecaster.training.presets import with_validation_windows
@@ -70,6 +71,8 @@ def tune(
     source = data_options.to_data_source(data)
     spec_options = SpecOptions(config, horizon, season)
     center = spec_options.read_spec()
+    if center is not None:
+        refuse_symbols(center, what="a search", advice="Train it, and change its specification by hand.")
     checked = center or Spec(name="placeholder", context=1, horizon=horizon or 1)
     checked = _set_valid_windows(checked, 1 if valid_windows is None else valid_windows)
     device_options.validate()

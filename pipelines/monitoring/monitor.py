@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from forecaster.bundle import artifact
 from forecaster.data.profile import TrainingProfile
+from forecaster.data.symbols import refuse_symbols
 from forecaster.errors import LedgerError
 from forecaster.evaluation.drift_detection import (
     CusumChart,
@@ -152,6 +153,11 @@ def build_monitoring_report(
     bundle = fetch_bundle(version, root)
     manifest = artifact.read_manifest(bundle)
     facts, spec = manifest.facts, artifact.read_spec(bundle, manifest)
+    refuse_symbols(
+        spec,
+        what="monitoring, which compares numbers with actuals",
+        advice="Backtest it on new data: forecaster backtest.",
+    )
     since_s = None if since is None else (since if since.tzinfo else since.replace(tzinfo=UTC)).timestamp()
     forecast_filter = ForecastFilter(digest=version.digest, since=since_s)
     ledger = open_ledger(root, url)

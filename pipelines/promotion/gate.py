@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forecaster.data.symbols import SYMBOL_BASELINES
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import BASELINES, NAIVE_BASELINES, SEASONAL_NAIVE, ZERO_SHOT, format_baseline
 from forecaster.evaluation.bootstrap import PairedGain
@@ -143,7 +144,8 @@ def judge_reported_scores(
 ) -> Verdict:
     """Judges a challenger by the scores in its bundle, for use when the raw errors are not available.
 
-    MASE is compared; the mean absolute error (MAE) if no series has a scale (constant series have none). The check of a
+    MASE is compared; the mean absolute error (MAE) if no series has a scale (constant series have none); of symbols, the
+    perplexity. The check of a
     naive baseline fails if neither score is available. Means do not show what is due to chance, so the error may exceed that of
     the pretrained network by half. Bundles of earlier versions have no scores of it, or of the last value, which are then not
     compared.
@@ -155,10 +157,12 @@ def judge_reported_scores(
     """
     checks = tuple(
         _check_reported_baseline(name, scores[CHALLENGER], scores[name], policy)
-        for name in NAIVE_BASELINES
+        for name in (*NAIVE_BASELINES, *SYMBOL_BASELINES)
         if name in scores
     )
-    checks += tuple(_check_zero_shot(compare_reported_zero_shot(scores[CHALLENGER], scores.get(ZERO_SHOT)), policy))
+    if "mase" in scores[CHALLENGER]:
+        zero_shot = compare_reported_zero_shot(scores[CHALLENGER], scores.get(ZERO_SHOT))
+        checks += tuple(_check_zero_shot(zero_shot, policy))
     differences = evidence.champion_differences
     incomparable = (_check_incomparable(differences, policy),) if differences else ()
     return Verdict((*checks, *incomparable, *_check_evidence(evidence, policy)))
@@ -167,8 +171,8 @@ def judge_reported_scores(
 def _check_reported_baseline(
     name: str, scores: Mapping[str, float | None], baseline_scores: Mapping[str, float | None], policy: Policy
 ) -> Check:
-    for metric, measure in (("MASE", "mase"), ("MAE", "mae")):
-        error, baseline_error = scores[measure], baseline_scores[measure]
+    for metric, measure in (("MASE", "mase"), ("MAE", "mae"), ("perplexity", "perplexity")):
+        error, baseline_error = scores.get(measure), baseline_scores.get(measure)
         if error is not None and baseline_error is not None:
             return _check_baseline(name, error, baseline_error, policy, metric=metric)
     reason = f"the bundle has no score to compare with that of {format_baseline(name)}"

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster.bundle import artifact
+from forecaster.data.symbols import SYMBOL_SCORES_FACT
 from forecaster.errors import InputError, NoSuchModel, RefusedByGate, RegistryError
 from forecaster.evaluation.backtest import Backtest
 from forecaster.frequency.timestamps import build_timestamps, synthetic_start
@@ -61,8 +62,11 @@ def register_bundle(
     run = run_id or _find_or_record_run(bundle, model, digest, root)
     steps = model.spec.context
     timestamps = build_timestamps(synthetic_start(model.freq), freq=model.freq, steps=steps + 2)
-    input_example = pd.DataFrame({"unique_id": "example", "ds": timestamps[:steps], "y": np.arange(1.0, steps + 1)})
-    output_example = pd.DataFrame({"unique_id": "example", "ds": timestamps[steps:], "mean": [0.0, 0.0]})
+    vocabulary = model.spec.head.vocabulary
+    y = np.resize(np.array(vocabulary, dtype=object), steps) if vocabulary else np.arange(1.0, steps + 1)
+    result = {"symbol": np.resize(np.array(vocabulary, dtype=object), 2)} if vocabulary else {"mean": [0.0, 0.0]}
+    input_example = pd.DataFrame({"unique_id": "example", "ds": timestamps[:steps], "y": y})
+    output_example = pd.DataFrame({"unique_id": "example", "ds": timestamps[steps:], **result})
     return Registry(root.store_uri).register(
         bundle,
         name=model.spec.name,
@@ -127,7 +131,7 @@ def promote_version(
     overruled_checks = _describe_overruled_checks(registry, version, force=force, reason=reason)
     champion, bundle = find_champion(registry, name), fetch_bundle(version, root)
     model = artifact.load_bundle(bundle)
-    scores = model.facts.get("backtest", {})
+    scores = model.facts.get("backtest") or model.facts.get(SYMBOL_SCORES_FACT, {})
     if not force and not scores:
         raise RefusedByGate(
             f"{version} should have backtest scores; it was never tested, but trained on all data. Train it with test "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forecaster.bundle import artifact
+from forecaster.data.symbols import refuse_symbols
 from forecaster.errors import BundleError, InputError
 from forecaster.evaluation.calibration import add_quantiles
 from forecaster.prediction.predictor import FittedModel, Predictor
@@ -110,6 +111,11 @@ def retrain(
         clock: Returns the present, with which the timestamps of the data are compared.
         progress: Receives the phases of the training, and the judgement.
     """
+    refuse_symbols(
+        spec,
+        what="a retraining, which judges models by MASE",
+        advice="Use `forecaster train`, `forecaster register` and `forecaster promote`.",
+    )
     panel = read_panel(data.for_spec(spec), now=clock()) if panel is None else panel
     windows = options.test_windows
     key = compute_retrain_key(panel, spec, options.policy, test_windows=windows, warm_start=options.warm_start)

@@ -34,7 +34,7 @@ class _Header(NamedTuple):
 
 
 def read_csv(file: SourceFile, data: DataSource) -> SourceTable:
-    """Reads ids, static columns and declared text as text: 007 is not 7, and NA may be the id of a series or a category.
+    """Reads ids, static columns, symbols and declared text as text: 007 is not 7, and NA may be the id of a series or a category.
 
     Raises InputError with the first invalid line; NoData for an empty file.
     """
@@ -44,8 +44,9 @@ def read_csv(file: SourceFile, data: DataSource) -> SourceTable:
         raw_names = list(pd.read_csv(file.open_content(), nrows=0, **options).columns)
         names = dict(zip(raw_names, header.names, strict=True)) if len(raw_names) == len(header.names) else {}
         text_covariates = data.text_covariates or ()
-        text_columns = {data.columns.unique_id, *data.static, *text_covariates}
-        category_columns = {*data.static, *data.covariates}
+        symbol_columns = set() if data.vocabulary is None else {data.columns.y}
+        text_columns = {data.columns.unique_id, *data.static, *text_covariates, *symbol_columns}
+        category_columns = {*data.static, *data.covariates, *symbol_columns}
         dtypes: dict[Hashable, Any] = {raw: str for raw, name in names.items() if name in text_columns}
         markers = {
             raw: [""] if name in category_columns else _MISSING_VALUE_MARKERS
@@ -70,7 +71,7 @@ def read_csv(file: SourceFile, data: DataSource) -> SourceTable:
     if header.has_blanks:
         repairs.append("blanks around column names were removed")
     for name in dict.fromkeys([data.columns.y, *data.channels, *data.covariates]):
-        if header.names.count(name) == 1 and name not in text_covariates:
+        if header.names.count(name) == 1 and name not in text_columns:
             frame[name], has_commas = _parse_column(frame[name], header.delimiter, is_category=name in data.covariates)
             if has_commas:
                 repairs.append(f"decimal commas in column {name!r} were read as points")

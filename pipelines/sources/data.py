@@ -26,6 +26,7 @@ class DataSource(NamedTuple):
         text_covariates: The covariates that are read as text, the others as numbers; None decides by the cells.
         drop_partial: Whether the values of incomplete last periods are treated as missing.
         values_only: Whether all columns but ids, timestamps and values are ignored, as by the pretrained network.
+        vocabulary: The symbols that the values are, as in `to_panel`; None: they are numbers.
     """
 
     source: str
@@ -40,12 +41,18 @@ class DataSource(NamedTuple):
     text_covariates: tuple[str, ...] | None = None
     drop_partial: bool = False
     values_only: bool = False
+    vocabulary: tuple[str, ...] | None = None
 
     def for_spec(self, spec: Spec | None) -> DataSource:
         """Returns the same source with the additional columns that a specification reads, none without a specification."""
         if spec is None:
             return self
-        return self._replace(covariates=spec.covariates, static=spec.static_columns, channels=spec.channels)
+        return self._replace(
+            covariates=spec.covariates,
+            static=spec.static_columns,
+            channels=spec.channels,
+            vocabulary=spec.head.vocabulary if spec.head.is_symbolic else None,
+        )
 
     def for_model(self, spec: Spec, encoding: Encoding) -> DataSource:
         """Returns the same source with the additional columns that a model reads, of the types that it has learned."""

@@ -87,7 +87,9 @@ def _read_drop(file: SourceFile, data: DataSource) -> SourceTable:
             {
                 names.unique_id: pd.Series(ids.ids[ids.codes], dtype=object),
                 names.ds: parsed.timestamps,
-                names.y: cells.parse_numbers(frame[names.y], column=names.y),
+                names.y: cells.parse_numbers(frame[names.y], column=names.y)
+                if data.vocabulary is None
+                else cells.parse_symbols(frame[names.y]),
                 **{name: cells.parse_covariate(frame[name], column=name) for name in data.covariates},
                 **{name: cells.parse_labels(frame[name]) for name in data.static},
                 **{name: cells.parse_numbers(frame[name], column=name) for name in data.channels},

@@ -15,7 +15,7 @@ from forecaster.data.frames import timestamps
 from forecaster.data.frames.other_columns import ValueRows, describe_ignored_columns, keep_values
 from forecaster.data.frames.panel import to_panel
 from forecaster.data.frames.rows import ColumnNames
-from forecaster.data.partial_periods import drop_partial_periods, find_partial_periods
+from forecaster.data.partial_periods import check_partial_periods
 from forecaster.data.summary import describe_size
 from forecaster.errors import BadStamp, NoData
 from forecaster.frequency.timestamps import Timestamp, Timestamps, format_timestamp, normalize_frequency
@@ -66,11 +66,12 @@ def _read_panel(data: DataSource, now: datetime | None) -> Panel:
         static=data.static,
         channels=data.channels,
         text_covariates=data.text_covariates,
+        vocabulary=data.vocabulary,
     )
     if values.ignored:
         messages = (*messages, describe_ignored_columns(values.ignored, num_series=len(panel.series)))
     panel = replace(panel, repairs=(*table.repairs, *messages, *values.messages, *panel.repairs))
-    return drop_partial_periods(panel, find_partial_periods(panel, now=now)) if data.drop_partial else panel
+    return check_partial_periods(panel, now=now, drop=True)[0] if data.drop_partial else panel
 
 
 def _read_rows(data: DataSource) -> SourceTable:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forecaster.bundle import artifact
+from forecaster.data.symbols import SYMBOL_SCORES_FACT
 from forecaster.errors import InputError
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import ForecastFunction
@@ -85,7 +86,7 @@ class TrainingResult(NamedTuple):
     digest: str
     run_id: str | None  # None if the training was not recorded
     model: FittedModel
-    scores: Mapping[str, Mapping[str, float]]  # by forecaster: mase, rmsse, smape, mae
+    scores: Mapping[str, Mapping[str, float]]  # by forecaster: mase, rmsse, smape, mae; or those of symbols
     backtest: Backtest | None  # None if nothing was held out for a test
     advice: str | None = None  # what to try if a baseline was better in the test
 
@@ -187,7 +188,8 @@ def train(
                     _log_scores(run, spec, trained.fitted, result_with_quantiles, seconds=trained.seconds)
         shutil.rmtree(folder)
     run_id = run.id if run.is_recorded else None
-    return TrainingResult(bundle, digest, run_id, model, model.facts["backtest"], result, trained.advice)
+    scores = model.facts["backtest"] or model.facts.get(SYMBOL_SCORES_FACT, {})
+    return TrainingResult(bundle, digest, run_id, model, scores, result, trained.advice)
 
 
 def get_checkpoint_folder(training_panel: Panel, spec: Spec, root: Root, *, initial: FittedModel | None) -> Path:

@@ -101,12 +101,24 @@ class PredictorProtocol(Protocol):
         """
 
     def sample_batch(
-        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first_path: int = 0
+        self,
+        series: Sequence[Series],
+        horizon: int,
+        *,
+        paths: int,
+        seed: int,
+        first_path: int = 0,
+        temperature: float = 1.0,
     ) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
         """Returns sample paths of each series, in order, numbered from `first_path`.
 
-        Raises BadSpec if the model's head has no distribution.
+        `temperature` is passed only if it is not 1. Raises BadSpec if the model's head has no distribution.
         """
+
+    def predict_probabilities(
+        self, series: Sequence[Series], horizon: int = 1
+    ) -> list[Float64[np.ndarray, "horizon symbol"] | ForecasterError]:
+        """Returns the probabilities of the next symbols of each series; called for models of symbols only."""
 
     def forecast_scenarios(
         self,
@@ -333,7 +345,8 @@ def run_smoke_test(predictor: PredictorProtocol) -> None:
     fitted_model = predictor.fitted_model
     spec, freq = fitted_model.spec, fitted_model.freq
     start = timestamp_at(build_timestamps(synthetic_start(freq), freq=freq, steps=1), 0)
-    y = 100 + np.sin(np.arange(spec.context, dtype=np.float64))
+    steps = np.arange(spec.context, dtype=np.float64)
+    y = 1 + steps % len(spec.head.vocabulary) if spec.head.is_symbolic else 100 + np.sin(steps)
     covariates = _typical_covariates(fitted_model, spec.context + spec.horizon)
     channels = dict.fromkeys(spec.channels, y)
     history = Series("warm-up", start, freq, y, covariates, channels=channels)

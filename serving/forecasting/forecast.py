@@ -81,7 +81,7 @@ def compute_group(jobs: Sequence[ComputeJob[DecodedForecast]]) -> list[EncodedRe
 def _group_key(job: ComputeJob[DecodedForecast], index: int) -> tuple[object, ...]:
     """Returns what the jobs of a rollout share. Large jobs and jobs with samples share it with no other."""
     options, model = job.request.options, job.model
-    if options.samples or FORECAST.estimate_work(job.request, model) > MAX_GROUPED_STEPS:
+    if options.samples or options.probabilities or FORECAST.estimate_work(job.request, model) > MAX_GROUPED_STEPS:
         return (index,)
     # Both ids are unique, because the jobs hold references to the objects.
     ids = id(model.predictor), id(model.adaptive_state)
@@ -92,6 +92,9 @@ def _compute_jobs(jobs: Sequence[ComputeJob[DecodedForecast]]) -> list[EncodedRe
     """Computes jobs in one rollout; after an error one by one, so that each job gets its own."""
     started_at, first = perf_counter(), jobs[0]
     try:
+        for job in jobs:
+            num_symbols = len(job.model.predictor.fitted_model.spec.head.vocabulary)
+            limits.validate_probability_size(job.request.options, len(job.request.series), num_symbols, job.settings)
         deadline = max((job.deadline for job in jobs), key=lambda each: each.remaining_s)
         outcomes_by_job = compute_outcomes(
             [job.request.series for job in jobs],

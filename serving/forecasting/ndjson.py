@@ -105,6 +105,8 @@ class NdjsonForecast:
             if len(parsed) == _LINES_PER_CHUNK:
                 break
         series = [item for item in parsed if not isinstance(item, SeriesOutcome)]
+        vocabulary = model.predictor.fitted_model.spec.head.vocabulary
+        limits.validate_probability_size(self.options, len(series), len(vocabulary), self._settings)
         signer = TokenSigner.from_settings(self._settings)
         [valid_outcomes] = compute_outcomes([series], self.options, model, self._deadline, signer)
         remaining = iter(valid_outcomes)

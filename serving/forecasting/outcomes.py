@@ -18,6 +18,7 @@ from serving.deployment.pretrained import find_zero_shot_predictor
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
 from serving.forecasting.sampling import PathsOrError, sample_in_batches
+from serving.forecasting.symbols import validate_symbol_options
 from serving.formats.outcome import ForecastResult, SeriesOutcome
 from serving.formats.schema import ContinuedSeries, ForecastOptions, SeriesInput
 from serving.formats.series import ParsedSeries, StartCache, parse_series
@@ -41,12 +42,14 @@ def compute_outcomes(
 
     Raises ApiError after the deadline, or if the model does not support the options (levels, samples).
     """
+    validate_symbol_options(options, model)
     parsed_by_request = [parse_all_series(series, options, model, deadline, signer) for series in requests]
     valid = [item for parsed in parsed_by_request for item in parsed if isinstance(item, ParsedSeries)]
     forecasts = iter(compute_mixed_forecasts(valid, options, model, deadline))
     paths = iter(_sample_paths(valid, options, model, deadline))
+    probabilities = iter(_predict_probabilities(valid, options, model, deadline))
     return [
-        _assemble_outcomes(series, options, model, parsed, forecasts, paths, signer, deadline)
+        _assemble_outcomes(series, options, model, parsed, forecasts, paths, probabilities, signer, deadline)
         for series, parsed in zip(requests, parsed_by_request, strict=True)
     ]
 
@@ -58,10 +61,12 @@ def _assemble_outcomes(
     parsed: Sequence[ParsedSeries | ForecasterError],
     forecasts: Iterator[Forecast | ForecasterError],
     paths: Iterator[Float64[np.ndarray, "path horizon"] | ForecasterError | None],
+    probabilities: Iterator[Float64[np.ndarray, "horizon symbol"] | ForecasterError | None],
     signer: TokenSigner,
     deadline: Deadline,
 ) -> list[SeriesOutcome]:
-    """Assembles the outcomes of one request; takes one item of `forecasts` and `paths` per successfully parsed series."""
+    """Assembles the outcomes of one request; takes one item of each iterator per successfully parsed series."""
+    vocabulary = model.predictor.fitted_model.spec.head.vocabulary
     shared_warnings = horizon_warnings(options.horizon, scored_horizon=model.predictor.fitted_model.spec.horizon)
     outcomes: list[SeriesOutcome] = []
     for series_input, item in zip(series, parsed, strict=True):
@@ -70,6 +75,9 @@ def _assemble_outcomes(
             continue
         warnings = [*shared_warnings, *item.warnings, *unobserved_end_warnings(item.series)]
         result = build_result(item.style, next(forecasts), next(paths), warnings, samples=options.samples)
+        series_probabilities = next(probabilities)
+        if vocabulary and isinstance(result, ForecastResult) and not isinstance(series_probabilities, ForecasterError):
+            result = result._replace(vocabulary=vocabulary, probabilities=series_probabilities)
         if options.return_state and isinstance(result, ForecastResult):
             deadline.check()
             result = attach_state_token(result, item, model, signer)
@@ -147,6 +155,8 @@ def compute_forecasts(
     results = _compute_in_batches(
         forecast_batch, series, extra_steps=options.horizon, max_steps=max_steps, deadline=deadline
     )
+    if model.predictor.fitted_model.spec.head.is_symbolic:  # the ledger compares numbers
+        return results
     model.record_forecasts(model, series, [_without_bands(result) for result in results] if options.joint else results)
     return results
 
@@ -234,6 +244,22 @@ def parse_all_series(
     return parsed
 
 
+def _predict_probabilities(
+    parsed: Sequence[ParsedSeries], options: ForecastOptions, model: DeployedModel, deadline: Deadline
+) -> Sequence[Float64[np.ndarray, "horizon symbol"] | ForecasterError | None]:
+    """Returns the probabilities of the symbols of each series, if they are requested."""
+    if not options.probabilities:
+        return [None] * len(parsed)
+    spec = model.predictor.fitted_model.spec
+    return _compute_in_batches(
+        lambda batch: model.predictor.predict_probabilities(batch, options.horizon),
+        [item.series for item in parsed],
+        extra_steps=options.horizon * len(spec.head.vocabulary),
+        max_steps=_BATCH_STEPS,
+        deadline=deadline,
+    )
+
+
 def _sample_paths(
     parsed: Sequence[ParsedSeries], options: ForecastOptions, model: DeployedModel, deadline: Deadline
 ) -> Sequence[Float64[np.ndarray, "path horizon"] | ForecasterError | None]:
@@ -242,12 +268,14 @@ def _sample_paths(
 
     def draw(numbers: range, draw_deadline: Deadline) -> list[PathsOrError]:
         def sample_series(series: list[Series], series_model: DeployedModel) -> list[PathsOrError]:
+            optional: dict[str, Any] = {} if options.temperature == 1 else {"temperature": options.temperature}
             sample = partial(
                 series_model.predictor.sample_batch,
                 horizon=options.horizon,
                 paths=len(numbers),
                 seed=options.seed,
                 first_path=numbers.start,
+                **optional,
             )
             extra_steps = options.horizon * len(numbers)
             return _compute_in_batches(

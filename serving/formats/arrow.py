@@ -64,6 +64,11 @@ def decode_arrow(body: Body) -> tuple[ForecastOptions, list[SeriesInput]]:
         for name in names
         if name not in ("id", "start", "freq", "season", "y") and name.partition(".")[0] not in _COLUMN_PREFIXES
     ]
+    if "symbols" in names:
+        raise _invalid_request(
+            "Expected the numbers of each series in the column `y`; found `symbols`, which Arrow requests cannot carry. Send "
+            "symbols as JSON or NDJSON."
+        )
     if missing or unexpected or len(set(names)) < len(names) or not table.num_rows:
         raise _invalid_request(
             "Expected at least one row, and the columns id, start, freq, y and any of season, covariates.NAME, static.NAME and "

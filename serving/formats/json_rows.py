@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import orjson
 
+from forecaster.data.symbols import decode_symbols
 from forecaster.errors import ForecasterError
 from forecaster.frequency.timestamps import Timestamps
 from serving.asgi.bodies import Body
@@ -50,12 +52,18 @@ def outcome_fields(outcome: SeriesOutcome, formatter: TimestampFormatter) -> dic
     """Returns an outcome as the fields of a SeriesForecast or a SeriesError."""
     if isinstance(outcome.result, ForecasterError):
         return schema.error_fields(outcome.id, outcome.result)
-    forecast, style, paths, warnings, has_fewer_paths, state_token = outcome.result
-    fields: dict[str, Any] = {"id": forecast.id, "ds": formatter.format(forecast.ds, style), "mean": forecast.mean}
+    forecast, style, paths, warnings, has_fewer_paths, state_token, vocabulary, probabilities = outcome.result
+    fields: dict[str, Any] = {"id": forecast.id, "ds": formatter.format(forecast.ds, style)}
+    if vocabulary:
+        fields["symbols"] = decode_symbols(forecast.mean, vocabulary)
+    else:
+        fields["mean"] = forecast.mean
+    if probabilities is not None:
+        fields["probabilities"] = dict(zip(vocabulary, np.ascontiguousarray(probabilities.T), strict=True))
     if forecast.quantiles:
         fields["quantiles"] = {repr(float(level)): values for level, values in forecast.quantiles.items()}
     if paths is not None:
-        fields["samples"] = paths
+        fields["samples"] = [decode_symbols(path, vocabulary) for path in paths] if vocabulary else paths
     if paths is not None and has_fewer_paths:
         fields["samples_used"] = len(paths)
     if state_token is not None:

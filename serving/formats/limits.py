@@ -59,6 +59,20 @@ def validate_response_size(options: ForecastOptions, series_count: int, settings
         )
 
 
+def validate_probability_size(
+    options: ForecastOptions, series_count: int, vocabulary_size: int, settings: Settings
+) -> None:
+    """Raises ApiError (422) if the response with the probabilities of all symbols would be too large."""
+    number_count = series_count * options.horizon * vocabulary_size
+    if options.probabilities and number_count > settings.max_answer:
+        raise ApiError(
+            "answer_too_large",
+            f"Expected a response of at most {settings.max_answer} numbers; the probabilities of {vocabulary_size} symbols at "
+            f"{options.horizon} steps of {series_count} series are {number_count}. Send several requests.",
+            where="probabilities",
+        )
+
+
 def validate_frame_size(cell_count: int, settings: Settings) -> None:
     """Raises ApiError (422) if a long frame has too many cells; each value takes at least three (id, timestamp, value)."""
     if cell_count > 3 * settings.max_values:

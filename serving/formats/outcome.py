@@ -22,6 +22,8 @@ class ForecastResult(NamedTuple):
         warnings: Warnings for the reader of the forecast.
         has_fewer_paths: Whether there are fewer paths than requested.
         state_token: Token to continue the series from; None if none was requested.
+        vocabulary: The symbols of the codes in forecast and paths; empty if they are numbers.
+        probabilities: The probability of each symbol at each step; None if it was not requested.
     """
 
     forecast: Forecast
@@ -30,6 +32,8 @@ class ForecastResult(NamedTuple):
     warnings: list[str]
     has_fewer_paths: bool = False
     state_token: str | None = None
+    vocabulary: tuple[str, ...] = ()
+    probabilities: Float64[np.ndarray, "horizon symbol"] | None = None
 
 
 class SeriesOutcome(NamedTuple):

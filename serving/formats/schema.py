@@ -35,6 +35,9 @@ def to_array(values: list[Any]) -> Sequence[Any]:
 
 ObservedValue = Annotated[float | None, Field(description="null marks a missing value")]
 ObservedValues = Annotated[list[ObservedValue], Field(fail_fast=True), AfterValidator(to_array)]
+ObservedSymbol = Annotated[
+    Annotated[str, Field(min_length=1, max_length=200)] | None, Field(description="null marks a missing symbol")
+]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 # Control characters are not allowed, because ids appear in terminals, tables and logs.
 SeriesId = Annotated[Text, Field(pattern="^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$")]
@@ -104,6 +107,22 @@ SeasonField = Annotated[
 ]
 
 
+SymbolsField = Annotated[
+    Annotated[list[ObservedSymbol], Field(fail_fast=True)] | None,
+    Field(
+        description="symbols in place of `y`, oldest first, for a model of symbols; those outside of its vocabulary are unknown",
+        examples=[["start", "load", None, "stop"]],
+    ),
+]
+
+
+def _require_values_or_symbols(json_schema: dict[str, Any]) -> None:
+    """Documents that a history has either `y` or `symbols`."""
+    json_schema["required"] = [name for name in json_schema["required"] if name != "y"]
+    with_symbols = {"properties": {"symbols": {"type": "array"}}, "required": ["symbols"]}
+    json_schema["oneOf"] = [{"type": "object", **fields} for fields in ({"required": ["y"]}, with_symbols)]
+
+
 def _validate_unique_levels(levels: list[float]) -> list[float]:
     if len(set(levels)) != len(levels):
         raise ValueError("Expected each level once; found a duplicate")
@@ -147,11 +166,25 @@ class RequestModel(StrictModel):
 class BaseSeries(RequestModel):
     """What all forms of a history have."""
 
+    model_config = ConfigDict(json_schema_extra=_require_values_or_symbols)
+
     id: SeriesId
+    symbols: SymbolsField = None
     season: SeasonField = None
     covariates: CovariatesField = {}
     static: StaticField = {}
     channels: ChannelsField = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_values(cls, fields: Any) -> Any:
+        """Adds `y` to a history of symbols, missing at every step, so that all limits count its steps."""
+        if not isinstance(fields, dict) or fields.get("symbols") is None:
+            return fields
+        if fields.get("y") is not None:
+            raise ValueError("Expected either `y` or `symbols`; found both. Send numbers or symbols")
+        symbols = fields["symbols"]
+        return {**fields, "y": [None] * len(symbols) if isinstance(symbols, list) else []}
 
 
 class GridSeries(BaseSeries):
@@ -244,6 +277,16 @@ class ForecastOptions(RequestModel):
         lt=2**63,
         description="seed of the samples; those of a series depend only on the seed and its id",
     )
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        description="of the samples of a model of symbols, whose logits are divided by it: near 0 they are the most probable "
+        "symbols",
+    )
+    probabilities: bool = Field(
+        default=False,
+        description="whether to return the probability of every symbol at each step; needs a model of symbols",
+    )
     return_state: bool = Field(
         default=False,
         description="whether to return a state with each forecast, from which the series continues without its history",
@@ -299,15 +342,27 @@ class SeriesForecast(StrictModel):
         description="timestamps of the forecast steps, in the time zone and style of the request; integers if the request has "
         "integers"
     )
-    mean: list[float] = Field(description="point forecasts, in the units of the series")
+    mean: list[float] = Field(
+        default=[], description="point forecasts, in the units of the series; absent for a model of symbols"
+    )
+    symbols: list[str] = Field(
+        default=[],
+        description="the most probable symbols, each given those before it; present only for a model of symbols",
+    )
+    probabilities: dict[str, list[float]] = Field(
+        default={},
+        description="the probability of every symbol at each step, given the `symbols` before it; present only if "
+        "`probabilities` were requested",
+        examples=[{"start": [0.9], "stop": [0.1]}],
+    )
     quantiles: dict[str, list[float]] = Field(
         default={},
         description="calibrated quantiles, by level as text, such as 0.1; present only if `levels` were requested",
     )
-    samples: list[list[float | None]] = Field(
+    samples: list[list[float | None]] | list[list[str]] = Field(
         default=[],
-        description="sample paths, one list each, null from the step at which a path is no longer finite; present only if "
-        "`samples` were requested",
+        description="sample paths, one list each, null from the step at which a path is no longer finite; of symbols for a model "
+        "of symbols; present only if `samples` were requested",
     )
     samples_used: int | None = Field(
         default=None,
@@ -367,6 +422,10 @@ class SeriesInput(Protocol):
     @property
     def y(self) -> Sequence[float | None]:
         """The values, oldest first."""
+
+    @property
+    def symbols(self) -> Sequence[str | None] | None:
+        """The symbols, oldest first; None for a history of numbers."""
 
     @property
     def covariates(self) -> Mapping[str, Sequence[float] | Sequence[str]]:

@@ -8,7 +8,15 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from forecaster.data.encoding import Encoding
-from forecaster.errors import CovariateUnknown, HistoryTooShort, NotANumber, SeasonMismatch, ValueOutOfRange
+from forecaster.data.symbols import encode_symbols
+from forecaster.errors import (
+    CovariateUnknown,
+    HistoryTooShort,
+    NotANumber,
+    NotASymbol,
+    SeasonMismatch,
+    ValueOutOfRange,
+)
 from forecaster.frequency.names import have_equal_periods
 from forecaster.frequency.timestamps import Offset, Timestamp, parse_frequency, timestamp_at
 from forecaster.series import Series
@@ -77,7 +85,7 @@ def parse_series(
     else:
         validate_column_names(series_input, model.spec)
         validate_season(series_input.season, model.season, where=series_input.id)
-    y = np.array(series_input.y, dtype=np.float64)  # None becomes NaN
+    y = parse_values(series_input, model.spec)
     if isinstance(series_input, GridSeries):
         start, style, freq, step = start_cache.get((series_input.start, series_input.freq)) or _parse_start(
             series_input, start_cache
@@ -95,6 +103,28 @@ def parse_series(
     channels = parse_channels(series_input.channels, steps=len(y), where=series_input.id)
     series = Series(series_input.id, start, freq, y, covariates, series_input.static, channels)
     return ParsedSeries(series, style, series_input.season, warnings)
+
+
+def parse_values(series_input: SeriesInput, spec: Spec) -> Float64[np.ndarray, "step"]:
+    """Returns the values of a history, NaN where missing; of symbols, their codes in the vocabulary of the model.
+
+    Raises NotASymbol for numbers to a model of symbols, NotANumber for the reverse.
+    """
+    if series_input.symbols is None:
+        if spec.head.is_symbolic and len(series_input.y):
+            raise NotASymbol(
+                f"Expected `symbols`, because the model in use ({spec.name!r}) predicts symbols; series {series_input.id!r} has "
+                "numbers in `y`. Send its symbols, as texts.",
+                where=series_input.id,
+            )
+        return np.array(series_input.y, dtype=np.float64)  # None becomes NaN
+    if not spec.head.is_symbolic:
+        raise NotANumber(
+            f"Expected numbers in `y`, because the model in use ({spec.name!r}) predicts numbers; series {series_input.id!r} has "
+            "`symbols`. Send its values, or use a model of symbols.",
+            where=series_input.id,
+        )
+    return encode_symbols(series_input.symbols, spec.head.vocabulary)
 
 
 def _parse_start(grid_series: GridSeries, start_cache: StartCache) -> ParsedStart:

@@ -43,6 +43,7 @@ from serving.formats.series import (
     drop_columns,
     parse_channels,
     parse_covariates,
+    parse_values,
     validate_column_names,
     validate_season,
 )
@@ -142,7 +143,7 @@ def parse_token_series(
         season = model.season or opened.season or default_season(stored.freq)
         validate_season(series_input.season, season, where=series_input.id)
     stored, style = _align_timestamps(stored, style, series_input)
-    y = np.array(series_input.y, dtype=np.float64)
+    y = parse_values(series_input, model.spec)
     timestamps.validate_range(
         stored.start, parse_frequency(stored.freq), len(stored) + len(y) + horizon, where=series_input.id
     )

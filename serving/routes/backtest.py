@@ -23,6 +23,7 @@ from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
 from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
 from serving.forecasting.outcomes import compute_mixed_forecasts, compute_zero_shot_forecasts
+from serving.forecasting.symbols import refuse_symbols
 from serving.formats import limits, parsing, schema
 from serving.formats.schema import (
     ForecastOptions,
@@ -169,6 +170,7 @@ def _plan_backtest(request: BacktestRequest, horizon: int) -> _BacktestPlan:
 def compute_backtest(job: ComputeJob[BacktestRequest]) -> EncodedResponse:
     """Returns an encoded BacktestResponse. Raises ApiError, also if the request has a single series and it is rejected."""
     request, model, deadline, settings, _ = job
+    refuse_symbols(model, what="a backtest")
     limits.validate_history_size(request.series, settings)
     histories = [_parse_history(history, model, deadline) for history in request.series]
     plan = _plan_backtest(request, request.horizon or _find_horizon(histories, model))

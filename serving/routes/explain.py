@@ -20,6 +20,7 @@ from serving.deployment.releases import bundle_path
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
 from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
+from serving.forecasting.symbols import refuse_symbols
 from serving.formats import limits, parsing
 from serving.formats.schema import ForecastOptions, HistoryField, ModelInfo, RequestModel, StrictModel
 from serving.formats.series import ParsedSeries, parse_series
@@ -97,6 +98,7 @@ def count_explain_steps(request: ExplainRequest, _: DeployedModel) -> int:
 def compute_explanation(job: ComputeJob[ExplainRequest]) -> EncodedResponse:
     """Returns an encoded ExplainResponse. Raises ApiError; 422 also if the series cannot be forecast."""
     request, model, deadline, settings, _ = job
+    refuse_symbols(model, what="an explanation")
     limits.validate_history_size([request.series], settings)
     deadline.check()
     try:

@@ -15,6 +15,7 @@ import pandas as pd
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from forecaster.data.frames.panel import to_panel
+from forecaster.data.symbols import decode_symbols
 from forecaster.errors import ForecasterError, FrequencyUnknown
 from forecaster.series import Forecast
 from serving.asgi.admission import one_by_one
@@ -198,7 +199,7 @@ class ScoringRequest(RequestModel):
 
 
 class ScoringResponse(StrictModel):
-    """A row for each series and forecast step: `unique_id`, `ds`, `mean`, and a column for each level."""
+    """A row for each series and forecast step: `unique_id`, `ds`, `mean` (or `symbol`), and a column for each level."""
 
     predictions: list[FrameRecord]
 
@@ -325,6 +326,7 @@ def _predict_scoring(
             static=(*spec.static, *(name for name in group_columns if name in frame)),
             channels=spec.channels,
             text_covariates=tuple(fitted_model.encoding.categories),
+            vocabulary=spec.head.vocabulary if spec.head.is_symbolic else None,
         )
     except ForecasterError as error:
         raise ApiError.from_forecaster_error(error) from error
@@ -335,7 +337,8 @@ def _predict_scoring(
     limits.validate_response_size(options, len(series), settings)
     limits.validate_history_size(series, settings)
     forecasts = compute_forecasts(series, options, model.for_series(panel.freq, season), deadline)
-    return [row for forecast in forecasts for row in _forecast_rows(forecast)], len(forecasts)
+    vocabulary = spec.head.vocabulary
+    return [row for forecast in forecasts for row in _forecast_rows(forecast, vocabulary)], len(forecasts)
 
 
 def _find_frequency(params: ScoringParameters, model: DeployedModel) -> str | None:
@@ -353,7 +356,8 @@ def _find_frequency(params: ScoringParameters, model: DeployedModel) -> str | No
     )
 
 
-def _forecast_rows(forecast: Forecast | ForecasterError) -> list[dict[str, Any]]:
+def _forecast_rows(forecast: Forecast | ForecasterError, vocabulary: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns one row for each step: the mean and the quantiles or, with the vocabulary of a model of symbols, the symbol."""
     if isinstance(forecast, ForecasterError):
         raise ApiError.from_forecaster_error(forecast) from forecast
     columns: dict[str, Sequence[Any]] = {
@@ -361,7 +365,7 @@ def _forecast_rows(forecast: Forecast | ForecasterError) -> list[dict[str, Any]]
         "ds": [
             timestamp if isinstance(timestamp, int) else timestamp.isoformat() for timestamp in forecast.ds.tolist()
         ],
-        "mean": forecast.mean.tolist(),
+        **({"symbol": decode_symbols(forecast.mean, vocabulary)} if vocabulary else {"mean": forecast.mean.tolist()}),
         **{f"{level:g}": values.tolist() for level, values in forecast.quantiles.items()},
     }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

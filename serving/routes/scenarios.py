@@ -19,6 +19,7 @@ from serving.errors import ApiError
 from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
 from serving.forecasting.outcomes import attach_state_token, build_result, horizon_warnings, parse_all_series
 from serving.forecasting.sampling import PathsOrError, sample_in_batches
+from serving.forecasting.symbols import refuse_symbols, validate_symbol_options
 from serving.formats import json_rows, limits, parsing
 from serving.formats.outcome import ForecastResult, SeriesOutcome
 from serving.formats.schema import (
@@ -118,6 +119,8 @@ def compute_scenarios(job: ComputeJob[ScenariosRequest]) -> EncodedResponse:
     """
     request, model, deadline, settings, _ = job
     deadline.check()
+    refuse_symbols(model, what="scenarios")
+    validate_symbol_options(request, model)
     signer = TokenSigner.from_settings(settings)
     if not model.predictor.fitted_model.spec.covariates:
         raise ApiError.from_forecaster_error(

@@ -19,6 +19,7 @@ _DEFAULT_ID = "unique_id"
 _MAX_LISTED_PAIRS = 3  # pairs of similar ids listed in a message
 _INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff]")  # characters without a width
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_NUMBER_LIKE = re.compile(r"\s*[+-]?[.,]?\d|\s*[+-]?(?:nan|inf)", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+(?:\.\d{3})*,\d+\s*")
 
 
@@ -261,6 +262,31 @@ def parse_labels(raw: pd.Series) -> np.ndarray:
     texts = raw.astype(str).to_numpy(dtype=object)
     texts[raw.isna().to_numpy()] = None
     return np.asarray(texts)
+
+
+def parse_symbols(raw: pd.Series) -> np.ndarray:
+    """Returns a column of symbols as an object array of text, with None for empty cells.
+
+    Numbers are the symbols of their text, whole ones without a decimal point: 404 in a column of integers and of floats.
+    """
+    if pd.api.types.is_numeric_dtype(raw) and not pd.api.types.is_bool_dtype(raw):
+        texts = np.array([_format_number(cell) for cell in raw.tolist()], dtype=object)
+    else:
+        texts = raw.astype(str).to_numpy(dtype=object)
+    texts[raw.isna().to_numpy() | (texts == "")] = None
+    return np.asarray(texts)
+
+
+def _format_number(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def is_symbol_column(raw: pd.Series) -> bool:
+    """Whether a column holds symbols rather than numbers: its cells are text, and none of them begins like a number."""
+    if pd.api.types.is_numeric_dtype(raw) or pd.api.types.is_bool_dtype(raw) or not _is_text(raw):
+        return False
+    texts = raw.dropna().astype(str)
+    return bool((texts != "").any()) and not texts.str.match(_NUMBER_LIKE).any()
 
 
 def is_missing(values: np.ndarray) -> np.ndarray:

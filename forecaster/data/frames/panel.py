@@ -13,6 +13,7 @@ from forecaster.data.calendar import candidate_frequencies, describe_fixed_day, 
 from forecaster.data.frames import columns as cells
 from forecaster.data.frames import grid, timestamps
 from forecaster.data.frames.rows import ColumnNames, ParsedRows, drop_duplicates, parse_rows, sort_rows, validate_static
+from forecaster.data.symbols import decode_symbols, encode_symbols, list_vocabulary
 from forecaster.errors import (
     CovariateUnknown,
     FrequencyUnknown,
@@ -44,6 +45,7 @@ def to_panel(
     static: Sequence[str] = (),
     channels: Sequence[str] = (),
     text_covariates: Collection[str] | None = None,
+    vocabulary: Sequence[str] | None = None,
 ) -> Panel:
     """Validates a long frame and splits it into series. docs/data.md lists every case and its outcome.
 
@@ -59,6 +61,8 @@ def to_panel(
         channels: Columns known for the past only. As in `y`, NaN means not observed.
         text_covariates: The covariates that are read as text, the others as numbers: the categories that a model has learned,
             `encoding.categories`. None decides by the cells of each column, as for the training of a model.
+        vocabulary: The symbols that `y` holds in place of numbers: those of a model, or () for all that occur, sorted. Others are
+            unknown (`<unk>`).
     Raises:
         InputError: A subclass of it, with the series and the first invalid row or timestamp.
     """
@@ -66,6 +70,10 @@ def to_panel(
     frame, messages = cells.add_missing_ids(frame, names)
     cells.validate_columns(frame, required=names, optional=[*covariates, *static, *channels])
     repairs = list(messages)
+    if vocabulary is not None:
+        symbols = cells.parse_symbols(frame[names.y])
+        vocabulary = list_vocabulary(symbols, vocabulary)
+        frame = frame.assign(**{names.y: encode_symbols(symbols, vocabulary)})
     declared = None if freq is None else normalize_frequency(freq, where="freq")
     rows = parse_rows(
         frame,
@@ -90,7 +98,8 @@ def to_panel(
     lengths = grid.compute_series_lengths(positions, bounds, ids=rows.ids, freq=declared)
     aligned = _align_to_grid(rows, positions, bounds, lengths, repairs)
     name = canonical_frequency(declared, rows.ds[bounds[:-1]])
-    return Panel(_build_series(rows, aligned, bounds, lengths, name, repairs), name, tuple(repairs))
+    series = _build_series(rows, aligned, bounds, lengths, name, repairs)
+    return Panel(series, name, tuple(repairs), vocabulary=tuple(vocabulary or ()))
 
 
 def to_frame(panel: Panel) -> pd.DataFrame:
@@ -98,7 +107,10 @@ def to_frame(panel: Panel) -> pd.DataFrame:
 
     It contains covariates with their known future, static columns and channels.
     """
-    return pd.concat([_series_to_frame(series) for series in panel.series], ignore_index=True)
+    frame = pd.concat([_series_to_frame(series) for series in panel.series], ignore_index=True)
+    if panel.vocabulary:
+        frame["y"] = pd.Series(decode_symbols(frame["y"].to_numpy(), panel.vocabulary), dtype=object)
+    return frame
 
 
 def infer_series_frequency(sorted_timestamps: Timestamps, *, unique_id: str) -> str:

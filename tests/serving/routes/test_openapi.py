@@ -58,7 +58,8 @@ def schema_violations(value: Any, schema: dict[str, Any], document: dict[str, An
         if keyword in schema:
             matches = [option for option in schema[keyword] if not schema_violations(value, option, document, location)]
             is_valid = len(matches) == 1 if keyword == "oneOf" else bool(matches)
-            return [] if is_valid else [f"{location}: {len(matches)} of {keyword} match"]
+            if not is_valid:
+                return [f"{location}: {len(matches)} of {keyword} match"]
     json_type = schema.get("type")
     if json_type and (
         not isinstance(value, JSON_TYPES[json_type]) or (isinstance(value, bool) and json_type != "boolean")
@@ -214,6 +215,10 @@ def test_the_response_without_a_model_conforms_to_the_openapi_document(make_clie
         ({"series": [series_payload()], "horizon": 2, "deadline_ms": 60_000}, True),
         ({"series": [series_payload()], "horizon": 2, "deadline_ms": 0}, False),
         ({"series": [series_payload()], "horizon": 2, "deadline_ms": 2.5}, False),
+        ({"series": [series_payload(symbols=None)], "horizon": 2, "temperature": 1, "probabilities": False}, True),
+        ({"series": [series_payload(symbols=["a", "b", None])], "horizon": 2}, False),  # with `y` too
+        ({"series": [series_payload(symbols=[""])], "horizon": 2}, False),
+        ({"series": [series_payload()], "horizon": 2, "temperature": 0}, False),
     ],
 )
 def test_the_openapi_document_accepts_the_requests_that_the_server_accepts(
