@@ -160,3 +160,35 @@ def energy_score(actual: HorizonArray, paths: PathArray) -> Float64[np.ndarray, 
         distance += np.linalg.norm(valid[..., gap:, :] - valid[..., :-gap, :], axis=-1).sum(axis=-1)
     spread = distance / (num_paths * (num_paths - 1) / 2)
     return np.asarray(np.where(keep.any(axis=-1), error - spread / 2, np.nan))
+
+
+def cross_entropy(
+    actual: Float64[np.ndarray, "*rows"], probabilities: Float64[np.ndarray, "*rows symbol"]
+) -> Float64[np.ndarray, "*rows"]:
+    """Negative logarithm of the probability of each actual symbol, in nats (Shannon 1948).
+
+    Args:
+        actual: Codes: 1 for the symbol of the first column of the probabilities, and so on.
+        probabilities: Of each symbol.
+    Returns:
+        One value per actual; NaN where it is missing or unknown (code 0).
+    """
+    is_known = actual > 0
+    index = np.where(is_known, actual, 1).astype(np.int64) - 1
+    chosen = np.take_along_axis(probabilities, index[..., None], axis=-1)[..., 0]
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.where(is_known, -np.log(chosen), np.nan))
+
+
+def perplexity(cross_entropy: ScoreValues) -> ScoreValues:
+    """The exponential of a mean cross-entropy in nats: the number of equally probable symbols with the same cross-entropy.
+
+    Jelinek et al. 1977. The number of symbols for a uniform prediction, 1 for a certain and correct one.
+    """
+    return np.exp(np.minimum(cross_entropy, 700.0))  # beyond, it would overflow
+
+
+def accuracy(actual: HorizonArray, predicted: HorizonArray) -> Float64[np.ndarray, "*rows"]:
+    """Share of each row's steps whose predicted symbol is the actual one; an unknown actual counts as wrong."""
+    is_missing = np.isnan(actual) | np.isnan(predicted)
+    return nanmean(np.where(is_missing, np.nan, (actual == predicted) & (actual > 0)), axis=-1)

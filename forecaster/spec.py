@@ -21,7 +21,7 @@ from forecaster.errors import BadSpec, describe_field_error
 CellKind = Literal["gru", "lstm", "elman", "relu"]
 Scaling = Literal["none", "mean_abs", "standard", "last", "level_season", "running"]
 Transform = Literal["none", "log"]
-HeadKind = Literal["point", "quantile", "gaussian", "student_t", "neg_binomial", "categorical"]
+HeadKind = Literal["point", "quantile", "gaussian", "student_t", "neg_binomial", "categorical", "symbols"]
 PointLoss = Literal["mse", "mae", "huber"]
 BaselineKind = Literal["zero", "last", "seasonal_naive", "linear", "mixture"]
 FeatureKind = Literal["values", "seasonal"]
@@ -33,6 +33,10 @@ InitialWeights = Literal["random", "base"]
 NonNegativity = Literal["auto", True, False]
 StatisticalModel = Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"]
 SpecName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Symbol = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+UNKNOWN_SYMBOL = "<unk>"
+"""What stands for every symbol outside of a vocabulary. It has the code 0, and is read but never predicted."""
+MAX_VOCABULARY = 4096  # symbols of a vocabulary, because every step is expanded to as many numbers
 MAX_STEPS = 100_000  # of a context or a horizon
 StepCount = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 RUNNING_LAGS = 24  # latest values that the features of the running scale contain
@@ -93,11 +97,21 @@ class HeadSpec(_FrozenModel):
     bound: float = Field(
         default=10.0, gt=0.0, description="categorical head: the bins cover scaled values from -bound to bound"
     )
+    vocabulary: tuple[Symbol, ...] = Field(
+        default=(),
+        max_length=MAX_VOCABULARY,
+        description="symbols that a symbols head predicts, with the codes 1, 2 and so on; (): those of the training data, sorted",
+    )
 
     @property
     def is_shiftable(self) -> bool:
         """Whether the head supports a base other than zero."""
-        return self.kind not in ("neg_binomial", "categorical")
+        return self.kind not in ("neg_binomial", "categorical", "symbols")
+
+    @property
+    def is_symbolic(self) -> bool:
+        """Whether the values of a series are codes of symbols."""
+        return self.kind == "symbols"
 
     @property
     def is_count(self) -> bool:
@@ -126,6 +140,19 @@ class HeadSpec(_FrozenModel):
             )
         return levels
 
+    @field_validator("vocabulary")
+    @classmethod
+    def _check_vocabulary(cls, vocabulary: tuple[str, ...]) -> tuple[str, ...]:
+        if UNKNOWN_SYMBOL in vocabulary:
+            raise ValueError(
+                f"expected symbols other than {UNKNOWN_SYMBOL!r}, which stands for every symbol outside of the vocabulary; found "
+                "it in the vocabulary. Remove it"
+            )
+        if len(set(vocabulary)) != len(vocabulary):
+            repeated = next(symbol for index, symbol in enumerate(vocabulary) if symbol in vocabulary[:index])
+            raise ValueError(f"expected every symbol once, found {repeated!r} twice. Remove duplicates")
+        return vocabulary
+
     @model_validator(mode="after")
     def _check_fields_match_kind(self) -> Self:
         for field, kind in {
@@ -133,6 +160,7 @@ class HeadSpec(_FrozenModel):
             "levels": "quantile",
             "bins": "categorical",
             "bound": "categorical",
+            "vocabulary": "symbols",
         }.items():
             if self.kind != kind and getattr(self, field) != type(self).model_fields[field].default:
                 raise ValueError(f"{field} belongs to a {kind} head; this one is {self.kind}. Leave {field} out")
@@ -326,6 +354,8 @@ class Spec(_FrozenModel):
                 f"transform: {reason}; found log. Choose transform none, or scaling last, standard or level_season"
             )
         self._check_bounds()
+        if self.head.is_symbolic:
+            self._check_symbols()
         if self.reads == "history" and self.scaling == "last":
             raise ValueError(
                 "scaling: a model that reads the whole history keeps the scale of its first steps, and the last value of these "
@@ -394,6 +424,32 @@ class Spec(_FrozenModel):
             raise ValueError(f"lags: expected at least the segment's {self.segment} steps, found {short_lags[0]}")
         return self
 
+    def _check_symbols(self) -> None:
+        """Refuses what is defined for numbers only."""
+        for name, found, allowed, reason in (
+            ("scaling", self.scaling, "none", "codes have no scale"),
+            ("transform", self.transform, "none", "codes have no logarithm"),
+            ("channels", list(self.channels), [], "the head predicts symbols, and channels are numbers"),
+            ("group", self.group, None, "groups have intervals of their own, and symbols have no intervals"),
+            ("blend", list(self.blend), [], "statistical models predict numbers"),
+            ("members", self.members, 1, "symbols have no median"),
+            ("lower", self.lower, None, "symbols have no order"),
+            ("upper", self.upper, None, "symbols have no order"),
+            ("non_negative", self.non_negative, "auto", "symbols have no sign"),
+            ("training.weighting", self.training.weighting, "none", "symbols have no seasonal error"),
+            ("training.unroll", self.training.unroll, 0, "a predicted symbol has no gradient"),
+            ("training.initial", self.training.initial, "random", "the pretrained network predicts numbers"),
+        ):
+            if found != allowed:
+                raise ValueError(
+                    f"{name}: a symbols head takes {'none' if allowed is None or allowed == [] else allowed} only, because "
+                    f"{reason}; found {found}. Change {name}, or choose another head"
+                )
+
+    def with_vocabulary(self, vocabulary: Sequence[str]) -> Self:
+        """Returns the specification with the vocabulary of its symbols head."""
+        return self.model_copy(update={"head": self.head.model_copy(update={"vocabulary": tuple(vocabulary)})})
+
     def _check_bounds(self) -> None:
         lower, upper = self.lower, self.upper
         if lower is not None and upper is not None and lower >= upper:
@@ -426,6 +482,8 @@ class Spec(_FrozenModel):
         }
         if not self.network.embed:
             exclude["network"] = {"embed": True}
+        if not self.head.vocabulary:
+            exclude["head"] = {"vocabulary": True}
         return self.model_dump_json(exclude=exclude)
 
     def override(

@@ -67,6 +67,7 @@ MODULES_WITH_RECORDS = [
     "forecaster.engines.running.past",
     "forecaster.prediction.shape_range",
     "forecaster.data.frames.other_columns",
+    "forecaster.prediction.symbol_sequences",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from forecaster.errors import HistoryTooShort
@@ -30,10 +31,12 @@ def hold_out(panel: Panel, steps: int, *, min_history: int = 1) -> PanelSplit:
             "history, or choose a shorter horizon, context or fewer windows.",
             where=longest.id,
         )
-    history = Panel([series.take_first(len(series) - steps) for series in long_enough], panel.freq, panel.repairs)
+    history = replace(
+        panel, series=[series.take_first(len(series) - steps) for series in long_enough], dropped_partial=None
+    )
     included_ids = {series.id for series in long_enough}
     excluded_ids = tuple(series.id for series in panel.series if series.id not in included_ids)
-    return PanelSplit(history, Panel(long_enough, panel.freq, panel.repairs), excluded_ids)
+    return PanelSplit(history, replace(history, series=long_enough), excluded_ids)
 
 
 def rolling_origins(*, windows: int, horizon: int, stride: int | None = None) -> range:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from forecaster.data.windows import Window
 from forecaster.engines.engine import RolloutInput
 from forecaster.engines.spread import widen_block
-from forecaster.model.heads import Quantile
+from forecaster.model.heads import Quantile, Symbols
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import RolloutState, blocks, repeat_state, roll_out, target_scale, warm_up
 from forecaster.shapes import Float, Float64
@@ -71,6 +72,28 @@ class PyTorchEngine:
             scaled = torch.cat(results, dim=1)[:, :horizon]
             undone = [scale.undo(scaled[..., column], time=start) for column in range(len(levels))]
         return np.asarray(torch.stack(undone, dim=-1).cpu().numpy())
+
+    def roll_out_probabilities(
+        self, inputs: RolloutInput, *, horizon: int
+    ) -> Float64[np.ndarray, "row horizon symbol"]:
+        """Predicts the probabilities of the next symbols, those of each step given the most probable symbols before it."""
+        network = self.network
+        assert isinstance(network.head, Symbols), "the network predicts symbols"
+        with torch.inference_mode():
+            state, future_covariates = self._warm_up(inputs, 1)
+            count = -(-horizon // network.block)
+            params = [
+                block.params for block in blocks(network, state, count=count, future_covariates=future_covariates)
+            ]
+            probabilities = network.head.probabilities(torch.cat(params, dim=1)[:, :horizon].double())
+        return np.asarray(probabilities.cpu().numpy())
+
+    def at_temperature(self, temperature: float) -> PyTorchEngine:
+        """Returns an engine with the same weights that draws symbols at a temperature."""
+        assert isinstance(self.network.head, Symbols), "only symbols are drawn at a temperature"
+        network = copy(self.network)
+        network.head = self.network.head.at_temperature(temperature)
+        return PyTorchEngine(network, device=self._device, initial_state=self._initial_state)
 
     def _warm_up(self, inputs: RolloutInput, num_samples: int) -> tuple[RolloutState, Tensor | None]:
         """Returns the state after the histories, and the future covariates: one for each path."""

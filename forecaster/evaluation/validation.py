@@ -15,6 +15,7 @@ from forecaster.data.encoding import EMPTY_ENCODING, Encoding
 from forecaster.data.split import rolling_origins
 from forecaster.data.windows import Example, Window, build_window, stack_targets, unstack_targets
 from forecaster.metrics import nanmean, seasonal_error
+from forecaster.model.heads import Symbols
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import RolloutState, roll_out, run_over_window, target_scale, warm_up
 from forecaster.model.running import RunningScale
@@ -33,7 +34,10 @@ class ValidationBatch(NamedTuple):
 
 
 class ValidationScores(NamedTuple):
-    """The errors on a batch. `rollout` over `one_step` is the exposure gap: the cost of feeding back own predictions."""
+    """The errors on a batch. `rollout` over `one_step` is the exposure gap: the cost of feeding back own predictions.
+
+    Of a network of symbols, errors are the share of wrong symbols, and the loss is the cross-entropy of the known ones.
+    """
 
     loss: Tensor  # teacher-forced, scaled, as in training; of y alone
     one_step: Tensor  # teacher-forced absolute error over the seasonal naive's
@@ -74,14 +78,20 @@ def score_batch(network: Regressor, batch: ValidationBatch, *, num_members: int 
     )
     target_units, missing = target_scale(network, rollout_state.scale), future.isnan()
     target = (target_units.apply(future, time=rollout_state.time) - level) / unit
-    losses = network.head.loss(params, target.masked_fill(missing, 0.0)).masked_fill(missing, torch.nan)
+    losses = network.head.loss(params, target.masked_fill(missing, 0.0)).masked_fill(
+        ~network.is_scored(future), torch.nan
+    )
     forced_means = target_units.undo(level + unit * network.head.mean(params), time=rollout_state.time)
+    if isinstance(network.head, Symbols):  # the share of wrong symbols
+        one_step, rollout_errors = ((codes != future).double() for codes in (forced_means, rolled))
+    else:
+        one_step, rollout_errors = ((values - future).abs() / scale[:, None] for values in (forced_means, rolled))
     # A diverged forecast (NaN) counts with a large error.
-    rollout_errors = ((rolled - future).abs() / scale[:, None]).masked_fill(rolled.isnan(), DIVERGENCE_FACTOR)
-    rollout_errors = rollout_errors.masked_fill(missing, torch.nan)
+    rollout_errors = rollout_errors.masked_fill(rolled.isnan(), DIVERGENCE_FACTOR)
+    one_step, rollout_errors = (errors.masked_fill(missing, torch.nan) for errors in (one_step, rollout_errors))
     return ValidationScores(
         loss=_mean_over_members(losses, num_members),
-        one_step=_mean_over_members((forced_means - future).abs() / scale[:, None], num_members),
+        one_step=_mean_over_members(one_step, num_members),
         rollout=_mean_over_members(rollout_errors, num_members),
         origin_rollout=rollout_errors.nanmean(dim=1).reshape(num_members, -1).mean(dim=0),
     )
@@ -190,6 +200,33 @@ def build_validation_batches(
     """Builds a few large batches of the last `windows` origins of every series; `stride` defaults to the horizon."""
     offsets = rolling_origins(windows=windows, horizon=horizon, stride=stride)
     rows = list(_iterate_origins(series, offsets, horizon=horizon, season=season, encoding=encoding, channels=channels))
+    return [_collate(rows[first : first + MAX_BATCH_ROWS], context) for first in range(0, len(rows), MAX_BATCH_ROWS)]
+
+
+def build_sequence_batches(
+    series: Sequence[Series], *, context: int, encoding: Encoding = EMPTY_ENCODING
+) -> list[ValidationBatch]:
+    """Builds validation batches of whole sequences: everything after the first step of each is predicted from what precedes it.
+
+    `context` is the length of the windows, of which the first step is the last.
+    """
+    horizon = max(map(len, series)) - 1
+    rows = []
+    for item in series:
+        covariates, padding = encoding.encode_covariates(item, future_steps=0), horizon + 1 - len(item)
+        no_channels = np.empty((horizon + 1, 0))
+        rows.append(
+            _ValidationOrigin(
+                item.y[:1],
+                np.pad(item.y[1:], (0, padding), constant_values=np.nan),
+                covariates[:1],
+                np.pad(covariates[1:], ((0, padding), (0, 0))),
+                encoding.encode_static(item),
+                no_channels[:1],
+                no_channels[1:],
+                1.0,
+            )
+        )
     return [_collate(rows[first : first + MAX_BATCH_ROWS], context) for first in range(0, len(rows), MAX_BATCH_ROWS)]
 
 

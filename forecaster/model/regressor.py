@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forecaster.model import baseline, running, running_sizes
-from forecaster.model.heads import Head, create_head
+from forecaster.model.heads import Head, Symbols, create_head
 from forecaster.model.recurrent import RecurrentStack, RecurrentState, run_cell
 from forecaster.model.stacking import expand_to_rows
 from forecaster.shapes import Bool, Float, Float64, Int
@@ -49,8 +49,9 @@ class Regressor(nn.Module):
             for cardinality, size in zip(static_cardinalities, sizes, strict=True)
         )
         self.is_running, self.features = spec.scaling == "running", spec.features
+        numbers_per_value = len(spec.head.vocabulary) if spec.head.is_symbolic else 1
         features_per_target = (
-            spec.segment * (2 + len(spec.lags))
+            spec.segment * (1 + numbers_per_value * (1 + len(spec.lags)))
             if spec.features == "values"
             else running_sizes.num_features(block=spec.block) + spec.segment * len(spec.lags)
         )
@@ -107,6 +108,8 @@ class Regressor(nn.Module):
     ) -> Float[Tensor, "row segment feature"]:
         """Builds the input of each recurrence step: values (0 where missing), their mask, lags and covariates.
 
+        Symbols are expanded to one number each (one-hot); an unknown one has zeros, and differs from a missing one by the mask.
+
         No weights are involved; `run_recurrence` adds the static categories, whose embeddings are learned.
         `filled_values` holds the `lookback` values before the first step followed by the steps themselves, gaps filled.
         A lag of a segment is counted back from the *next* segment, whose values the step predicts. All features of y
@@ -120,6 +123,8 @@ class Regressor(nn.Module):
             segment_ends = self.lookback + self.segment * torch.arange(1, segments + 1, device=values.device)
             slices = filled_values.unfold(1, self.segment, 1)
             lags = [slices[:, segment_ends - lag] for lag in self.lags]
+        if isinstance(self.head, Symbols):
+            parts[0], *lags = (self.head.expand(part).flatten(2) for part in (parts[0], *lags))
         if statistics is not None:
             recent = filled_values.unfold(1, self.lookback, 1)[:, self.segment :: self.segment]
             level, unit = (part[..., None] for part in self.measure_units(recent, statistics))
@@ -183,6 +188,10 @@ class Regressor(nn.Module):
             level, unit = (part[..., None] for part in self.measure_units(recent, statistics))
             offset = (offset - level) / unit
         return self.head.shift(raw, offset)
+
+    def is_scored(self, targets: Float64[Tensor, "*axes"]) -> Bool[Tensor, "*axes"]:
+        """Whether a target counts in a loss: it was observed and, if it is a symbol, is in the vocabulary."""
+        return self.head.is_known(targets) if isinstance(self.head, Symbols) else ~targets.isnan()
 
     def _view_past(
         self, recent: Float[Tensor, "*axes back"], statistics: Float64[Tensor, "*axes statistic"]

@@ -193,6 +193,8 @@ class Bounds(NamedTuple):
 
 def decide_non_negative(panel: Panel, spec: Spec) -> bool:
     """Decides at training whether forecasts are bounded at zero: for counts, and for data without negative values."""
+    if spec.head.is_symbolic:
+        return False
     lowest, _ = find_extremes(panel.series)
     return spec.head.is_count or bool((lowest >= 0).any() and not (lowest < 0).any())
 

@@ -94,6 +94,14 @@ def choose_sampling_engine(fitted_model: FittedModel | StoredModel, engine: Engi
     return build_pytorch_engine(fitted_model, device=device)
 
 
+def at_temperature(engine: Engine, temperature: float) -> Engine:
+    """Returns an engine of symbols that draws at a temperature."""
+    from forecaster.engines.pytorch import PyTorchEngine
+
+    assert isinstance(engine, PyTorchEngine), "only PyTorch runs networks of symbols"
+    return engine.at_temperature(temperature)
+
+
 def combine_engines(engines: Sequence[Engine]) -> Engine:
     """Returns the single engine, or the ensemble of several."""
     return engines[0] if len(engines) == 1 else EnsembleEngine(engines)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
+import numpy as np
+
 from forecaster.data.partial_periods import describe_partial_end
+from forecaster.data.symbols import START_MARKER_FACT, UNKNOWN_CODE
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.scaled_range import ScaledRange, find_scaled_ranges, read_scaled_range
 from forecaster.prediction.shape_range import UnfamiliarFeature, find_unfamiliar_features, read_shape_ranges
 from forecaster.series import Series
+from forecaster.spec import UNKNOWN_SYMBOL
 
 
 class InputInspector:
@@ -19,6 +23,7 @@ class InputInspector:
         self._encoding, self._layout = fitted_model.encoding, fitted_model.layout
         self._spec, self._season = fitted_model.spec, fitted_model.season
         self._learned_range = read_scaled_range(fitted_model.facts)
+        self._has_start_marker = bool(fitted_model.facts.get(START_MARKER_FACT))
         self._shape_ranges = read_shape_ranges(fitted_model.facts)
 
     def describe_batch(
@@ -43,6 +48,7 @@ class InputInspector:
                 *(() if constant else self._describe_range(scaled_range)),
                 *(() if constant or item.history_summary is not None else _describe_shape(features)),
                 *self._describe_categories(item, horizon),
+                *self._describe_unknown_symbols(item),
                 *self._describe_partial_end(item, now),
             )
             for item, scaled_range, features, constant in zip(series, ranges, unfamiliar, is_constant, strict=True)
@@ -58,9 +64,23 @@ class InputInspector:
             )
 
     def _describe_partial_end(self, series: Series, now: datetime | None) -> Iterator[str]:
+        if self._spec.head.is_symbolic:  # a period is not recognized by its low sum
+            return
         warning = describe_partial_end(series, self._season, now)
         if warning is not None:
             yield warning
+
+    def _describe_unknown_symbols(self, series: Series) -> Iterator[str]:
+        if self._spec.head.is_symbolic:
+            values = series.y[-self._layout.window_length(len(series)) :]
+            if self._has_start_marker and len(values) == len(series):  # what precedes the first symbol is unknown
+                values = values[1:]
+            count = int((values == UNKNOWN_CODE).sum())
+            if count:
+                yield (
+                    f"{count} of {int((~np.isnan(values)).sum())} symbols of the history are not in the vocabulary of the model. "
+                    f"It reads them as unknown ({UNKNOWN_SYMBOL}); correct them, or train a model on data that have them."
+                )
 
     def _describe_categories(self, series: Series, horizon: int) -> Iterator[str]:
         if self._encoding.categories or self._encoding.static:

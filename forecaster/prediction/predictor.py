@@ -22,7 +22,12 @@ from forecaster.intervals.adaptive import AdaptiveState
 from forecaster.intervals.difficulty import count_recent_steps, measure_changes
 from forecaster.prediction.bounds import Bounds, round_quantiles
 from forecaster.prediction.carry import required_steps, truncate_series
-from forecaster.prediction.engine_choice import choose_engine, choose_sampling_engine, combine_engines
+from forecaster.prediction.engine_choice import (
+    at_temperature,
+    choose_engine,
+    choose_sampling_engine,
+    combine_engines,
+)
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.head_quantiles import (
     attach_head_quantiles,
@@ -162,24 +167,60 @@ class Predictor:
         return [next(results) if error is None else error for error in errors]
 
     def sample_batch(
-        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first_path: int = 0
+        self,
+        series: Sequence[Series],
+        horizon: int,
+        *,
+        paths: int,
+        seed: int,
+        first_path: int = 0,
+        temperature: float = 1.0,
     ) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
         """Draws sample paths of each series: one array of paths, or the error of the series.
 
         The noise of a series depends only on the seed and its id, so its paths do not depend on the other series. Paths are
-        numbered: the paths from `first_path` on are the same whether earlier paths are drawn or not.
+        numbered: the paths from `first_path` on are the same whether earlier paths are drawn or not. Paths of symbols are drawn
+        at a temperature, which divides the logits: near 0 they are the most probable symbols.
 
         Raises:
-            BadSpec: The head of the model has no distribution, or the model is a blend.
+            BadSpec: The head of the model has no distribution, or the model is a blend, or a temperature for numbers.
             HorizonOutOfRange: `horizon` is below one.
         """
-        self._validator.validate_sampling(horizon)
+        self._validator.validate_sampling(horizon, temperature=temperature)
         path_indices = range(first_path, first_path + paths)
         outcomes: list[Float64[np.ndarray, "path horizon"] | ForecasterError] = []
         for item in series:
             error = self.find_error(item, horizon)
-            outcomes.append(error or self._sample_paths([item], horizon, path_indices, seed=seed)[0])
+            outcomes.append(
+                error or self._sample_paths([item], horizon, path_indices, seed=seed, temperature=temperature)[0]
+            )
         return outcomes
+
+    def predict_probabilities(
+        self, series: Sequence[Series], horizon: int = 1
+    ) -> list[Float64[np.ndarray, "horizon symbol"] | ForecasterError]:
+        """Returns the probabilities of the next symbols of each series, in the order of the vocabulary, or its error.
+
+        Those of a step are given the most probable symbols of the steps before it, which `forecast_batch` returns.
+
+        Raises:
+            BadSpec: The model predicts numbers.
+            HorizonOutOfRange: `horizon` is below one.
+        """
+        self._validator.validate_probabilities(horizon)
+        from forecaster.engines.pytorch import PyTorchEngine
+
+        results: list[Float64[np.ndarray, "horizon symbol"] | ForecasterError] = []
+        for item, error in zip(series, self._validator.find_errors(series, horizon), strict=True):
+            if error is not None:
+                results.append(error)
+                continue
+            engine = self._select_resume_engine(item, self._sampling_engine)
+            assert isinstance(engine, PyTorchEngine), "only PyTorch runs networks of symbols"
+            results.append(
+                engine.roll_out_probabilities(self._inputs.build_scenarios([item], horizon), horizon=horizon)[0]
+            )
+        return results
 
     def forecast_scenarios(
         self,
@@ -307,7 +348,13 @@ class Predictor:
         return np.broadcast_to(forecasts, (len(scenarios), *forecasts.shape[1:]))
 
     def _sample_paths(
-        self, scenarios: Sequence[Series], horizon: int, path_indices: range, *, seed: int
+        self,
+        scenarios: Sequence[Series],
+        horizon: int,
+        path_indices: range,
+        *,
+        seed: int,
+        temperature: float = 1.0,
     ) -> Float64[np.ndarray, "scenario path horizon"]:
         """Draws paths from one warmed-up state, with the same noise in every scenario.
 
@@ -325,6 +372,8 @@ class Predictor:
             if inputs.future_covariates is not None:
                 inputs = inputs._replace(future_covariates=inputs.future_covariates.repeat(end - begin, axis=0))
         engine = self._select_resume_engine(scenarios[0], self._sampling_engine)
+        if temperature != 1.0:
+            engine = at_temperature(engine, temperature)
         paths = engine.roll_out(inputs, horizon=horizon, noise=noise).reshape(len(scenarios), end - begin, horizon)
         requested_paths = paths[:, path_indices.start - begin : path_indices.stop - begin]
         calibration = self.fitted_model.calibration
@@ -568,7 +617,10 @@ class Predictor:
         ]
         if not pairs:
             return list(outcomes)
-        constants = [find_constant(item.y, item.history_summary) for item, _ in pairs]
+        is_symbolic = (
+            self.fitted_model.spec.head.is_symbolic
+        )  # a symbol that repeats may end, and the network knows when
+        constants = [None if is_symbolic else find_constant(item.y, item.history_summary) for item, _ in pairs]
         warnings = self._inspector.describe_batch(
             [item for item, _ in pairs],
             len(pairs[0][1].mean),

@@ -38,9 +38,9 @@ class ScaledRange(NamedTuple):
 def learn_scaled_range(panel: Panel, spec: Spec, *, season: int) -> ScaledRange | None:
     """Returns the range over windows that overlap by half, or over whole series if the network reads them.
 
-    None for a running scale: what the network reads is in its range for any series.
+    None for a running scale, because what the network reads is in its range for any series, and for symbols.
     """
-    if spec.scaling == "running":
+    if spec.scaling == "running" or spec.head.is_symbolic:
         return None
     windows = [
         window

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from forecaster.data.batching import compute_usable_mask, find_value_error
+from forecaster.data.symbols import is_code
 from forecaster.errors import (
     BadSpec,
     CovariateUnknown,
@@ -40,6 +42,12 @@ class InputValidator:
             raise LevelOutOfRange(
                 f"Expected levels between 0 and 1; found {invalid_levels[0]}. Write 0.9 for 90 %.", where="levels"
             )
+        if levels and self._fitted_model.spec.head.is_symbolic:
+            raise LevelOutOfRange(
+                f"Expected no levels: model {self._fitted_model.spec.name!r} predicts symbols, which have no intervals. Request "
+                "the probabilities of the symbols, or sample paths.",
+                where="levels",
+            )
         if levels and self._fitted_model.calibration is None and not self._has_head_quantiles:
             raise LevelOutOfRange(
                 f"Expected no levels: model {self._fitted_model.spec.name!r} is not calibrated and has point forecasts only. "
@@ -51,9 +59,33 @@ class InputValidator:
                 f"Expected a horizon of at least 1 step; found {horizon}. Request a longer horizon.", where="horizon"
             )
 
-    def validate_sampling(self, horizon: int) -> None:
+    def validate_probabilities(self, horizon: int) -> None:
+        """Validates the arguments of probabilities; raises HorizonOutOfRange, or BadSpec for a model of numbers."""
+        self.validate_arguments(horizon)
+        spec = self._fitted_model.spec
+        if not spec.head.is_symbolic:
+            raise BadSpec(
+                f"Expected a model of symbols for probabilities; {spec.name!r} has a {spec.head.kind} head. Request quantiles or "
+                "sample paths, or train a model with `head: {kind: symbols}`.",
+                where="head.kind",
+            )
+
+    def validate_sampling(self, horizon: int, *, temperature: float = 1.0) -> None:
         """Validates the arguments of sampling that all series share; raises HorizonOutOfRange or BadSpec."""
         self.validate_arguments(horizon)
+        if not 0 < temperature < math.inf:
+            raise InputError(
+                f"Expected a temperature above 0; found {temperature}. Use 1 for the probabilities of the model, or a number "
+                "near 0 for the most probable symbols.",
+                where="temperature",
+            )
+        spec = self._fitted_model.spec
+        if temperature != 1.0 and not spec.head.is_symbolic:
+            raise BadSpec(
+                f"Expected no temperature: model {spec.name!r} has a {spec.head.kind} head, and only symbols are drawn at a "
+                "temperature. Leave it out.",
+                where="temperature",
+            )
         if not self._layout.uniforms_per_draw:
             kind = self._fitted_model.spec.head.kind
             raise BadSpec(
@@ -71,7 +103,7 @@ class InputValidator:
     def find_errors(self, series: Sequence[Series], horizon: int) -> list[ForecasterError | None]:
         """Returns the error of each series, or None. A fast check of all series selects those that are validated one by one."""
         fitted_model, spec = self._fitted_model, self._fitted_model.spec
-        if spec.channels or len(series) < _MIN_VECTORIZED_SERIES:
+        if spec.channels or spec.head.is_symbolic or len(series) < _MIN_VECTORIZED_SERIES:
             return [self.find_error(item, horizon) for item in series]
         lengths = np.array([len(item.y) for item in series])
         is_suspect = (lengths < spec.min_steps) | np.array([item.freq != fitted_model.freq for item in series])
@@ -109,6 +141,12 @@ class InputValidator:
         value_error = find_value_error(series, spec.channels)
         if value_error is not None:
             return value_error
+        if spec.head.is_symbolic and not is_code(series.y, num_symbols=len(spec.head.vocabulary)).all():
+            return NotANumber(
+                f"Expected symbols, as codes from 0 to {len(spec.head.vocabulary)}, because model {spec.name!r} predicts "
+                f"symbols; series {series.id!r} has other numbers. Send symbols of its vocabulary.",
+                where=series.id,
+            )
         if np.isnan(series.y[-spec.context :]).all():
             return HistoryTooShort(
                 f"Series {series.id!r} has no observed value among its last {spec.context} steps; this model needs at least one. "

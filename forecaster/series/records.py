@@ -135,12 +135,14 @@ class Panel:
         repairs: Messages about the repairs.
         dropped_partial: Ids of the series whose last step is treated as missing because its period is incomplete; None if this
             was not requested.
+        vocabulary: The symbols with the codes 1, 2 and so on, if the values are codes of symbols; 0 is an unknown one.
     """
 
     series: Sequence[Series]
     freq: str
     repairs: Sequence[str] = ()
     dropped_partial: Sequence[str] | None = None
+    vocabulary: tuple[str, ...] = ()
 
     @property
     def cutoff(self) -> Timestamp:
@@ -153,6 +155,8 @@ class Panel:
     def digest(self) -> str:
         """The identity of the data: the sha256 over ids, starts, frequency and values. It is computed once."""
         sha256 = hashlib.sha256(self.freq.encode())
+        if self.vocabulary:
+            sha256.update(repr(self.vocabulary).encode())
         for series in self.series:
             sha256.update(f"\n{len(series)} {format_timestamp(series.start)} {series.id}\n".encode())
             sha256.update(_to_little_endian(series.y))

@@ -16,6 +16,7 @@ import torch
 
 from forecaster.data.windows import derive_epoch_seed
 from forecaster.errors import CheckpointMismatch, NonFiniteLoss
+from forecaster.metrics import perplexity
 from forecaster.storage import atomic
 from forecaster.storage.failpoints import fail_point
 from forecaster.training.lightning import Checkpoint, TorchCheckpointIO, pl
@@ -90,7 +91,17 @@ class BestWeightsCallback(Checkpoint):
     epochs. Lightning's EarlyStopping does not remember across a resume that it had stopped, and lets a NaN be saved.
     """
 
-    def __init__(self, path: Path | None, *, fit_digest: str, patience: int, has_validation: bool, seed: int) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        fit_digest: str,
+        patience: int,
+        has_validation: bool,
+        seed: int,
+        is_symbolic: bool = False,
+    ) -> None:
+        self.is_symbolic = is_symbolic
         self.path, self.fit_digest = path, fit_digest
         self.patience, self.has_validation, self.seed = patience, has_validation, seed
         self.best_score = float("inf")
@@ -116,12 +127,15 @@ class BestWeightsCallback(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs, compares and saves; it runs after validation and all other callbacks."""
-        scores = add_exposure_gap({name: float(value) for name, value in trainer.callback_metrics.items()})
+        scores = add_derived_scores(
+            {name: float(value) for name, value in trainer.callback_metrics.items()}, is_symbolic=self.is_symbolic
+        )
         for logger in trainer.loggers:  # not through Lightning, which would count batches of several steps
             logger.log_metrics(scores, trainer.global_step)
         self._check_finite(scores, trainer)
         self.steps = trainer.global_step
-        score = scores["valid/rollout"] if self.has_validation else -float(trainer.current_epoch + 1)
+        monitored = "valid/cross_entropy" if self.is_symbolic else "valid/rollout"
+        score = scores[monitored] if self.has_validation else -float(trainer.current_epoch + 1)
         if score < self.best_score:
             self.best_score, self.best_epoch, self.scores = score, trainer.current_epoch, scores
             module = cast("TrainingModule", pl_module)
@@ -167,11 +181,19 @@ class BestWeightsCallback(Checkpoint):
             )
 
 
-def add_exposure_gap(scores: dict[str, float]) -> dict[str, float]:
-    """Adds the free-running over the teacher-forced error, as `compute_exposure_gap` defines it.
+def add_derived_scores(scores: dict[str, float], *, is_symbolic: bool = False) -> dict[str, float]:
+    """Adds the scores that follow from others.
 
-    The scores are returned unchanged where the teacher-forced error is missing or zero.
+    These are the free-running over the teacher-forced error, as `compute_exposure_gap` defines it, unless the teacher-forced
+    error is missing or zero; and, of a network of symbols, cross-entropy, perplexity and accuracy of the next symbol, and the
+    accuracy of the rollout.
     """
-    if not scores.get("valid/one_step"):
-        return scores
-    return scores | {"valid/exposure_gap": scores["valid/rollout"] / scores["valid/one_step"]}
+    derived: dict[str, float] = {}
+    if scores.get("valid/one_step"):
+        derived["valid/exposure_gap"] = scores["valid/rollout"] / scores["valid/one_step"]
+    if is_symbolic and "valid/loss" in scores:
+        derived["valid/cross_entropy"] = scores["valid/loss"]
+        derived["valid/perplexity"] = float(perplexity(scores["valid/loss"]))
+        derived["valid/accuracy"] = 1.0 - scores["valid/one_step"]
+        derived["valid/rollout_accuracy"] = 1.0 - scores["valid/rollout"]
+    return scores | derived

@@ -13,8 +13,13 @@ from forecaster.data.calendar import validate_calendar_features
 from forecaster.data.encoding import Encoding
 from forecaster.data.split import PanelSplit, hold_out
 from forecaster.data.windows import CutoffIndex, EpochBatches, PanelTensor
-from forecaster.errors import BadSpec, HistoryTooShort
-from forecaster.evaluation.validation import ValidationBatch, build_validation_batches, compute_error_scale
+from forecaster.errors import BadSpec, HistoryTooShort, NoData
+from forecaster.evaluation.validation import (
+    ValidationBatch,
+    build_sequence_batches,
+    build_validation_batches,
+    compute_error_scale,
+)
 from forecaster.frequency.timestamps import format_timestamp
 from forecaster.model.regressor import Regressor
 from forecaster.series import Panel, Series
@@ -29,7 +34,7 @@ MAX_VALIDATION_ORIGINS = 8192
 
 
 class WindowDataModule(pl.LightningDataModule):
-    """Training windows before the cutoff, and validation origins after it.
+    """Training windows before the cutoff, and validation origins after it, or whole sequences of another panel.
 
     At most MAX_VALIDATION_ORIGINS origins are used, of evenly chosen series. Raises HistoryTooShort.
     """
@@ -43,6 +48,7 @@ class WindowDataModule(pl.LightningDataModule):
         *,
         season: int,
         steps_per_chunk: int = STEPS_PER_CHUNK,
+        validation: Panel | None = None,
     ) -> None:
         super().__init__()
         windows, horizon = spec.training.valid_windows, spec.horizon
@@ -66,6 +72,14 @@ class WindowDataModule(pl.LightningDataModule):
                 encoding=encoding,
                 channels=spec.channels,
             )
+        if validation is not None:
+            self.validation_batches = build_sequence_batches(
+                _subsample_evenly(validation.series, limit=MAX_VALIDATION_ORIGINS),
+                context=network.pre_context + network.segment,
+                encoding=encoding,
+            )
+        if spec.head.is_symbolic:
+            _check_known_targets(self.validation_batches)
         panel_tensor = PanelTensor.from_series(
             split.history.series,
             context=self.context,
@@ -82,7 +96,7 @@ class WindowDataModule(pl.LightningDataModule):
             spec.members
             * spec.training.batch
             * (self.context + self.future_steps)
-            * (2 + len(spec.lags) + encoding.num_covariates)
+            * (2 + (1 + len(spec.lags)) * max(1, len(spec.head.vocabulary)) + encoding.num_covariates)
         )
         self._steps_per_chunk = max(1, min(steps_per_chunk, MAX_VALUES_PER_CHUNK // values))
 
@@ -143,6 +157,16 @@ def _check_channels(series: Series, spec: Spec) -> None:
             f"predicts; series {series.id!r} has {channels[step, index]:g} at "
             f"{format_timestamp(series.timestamp_at(int(step)))}. Use another head, or leave the channel out.",
             where=series.id,
+        )
+
+
+def _check_known_targets(batches: Sequence[ValidationBatch]) -> None:
+    """Raises NoData if there are validation batches, and none has a symbol of the vocabulary."""
+    if batches and not any(bool((batch.example.future > 0).any()) for batch in batches):
+        raise NoData(
+            "Expected a known symbol among those held out for validation; none of them occurs in the training data. Hold out "
+            "more (`training.valid_windows`, `horizon`), whole sequences, or nothing (`training: {valid_windows: 0}`).",
+            where="training.valid_windows",
         )
 
 

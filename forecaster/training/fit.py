@@ -15,6 +15,7 @@ from torch import Tensor
 from forecaster.bundle.pretrained.base import specialize_base
 from forecaster.data.calendar import default_season
 from forecaster.data.encoding import Encoding, fit_encoding
+from forecaster.data.symbols import recode_panel, settle_vocabulary
 from forecaster.data.windows import derive_epoch_seed
 from forecaster.errors import BadSpec, InputError
 from forecaster.evaluation.validation import (
@@ -32,7 +33,7 @@ from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.allocator import keep_freed_memory
-from forecaster.training.checkpoint import AtomicCheckpointIO, BestWeightsCallback, add_exposure_gap
+from forecaster.training.checkpoint import AtomicCheckpointIO, BestWeightsCallback, add_derived_scores
 from forecaster.training.datamodule import STEPS_PER_CHUNK, WindowDataModule
 from forecaster.training.lightning import (
     Logger,
@@ -74,6 +75,7 @@ def fit(
     panel: Panel,
     spec: Spec,
     *,
+    validation: Panel | None = None,
     initial: FittedModel | None = None,
     checkpoint: Path | None = None,
     loggers: Sequence[Logger] = (),
@@ -90,7 +92,9 @@ def fit(
 
     Args:
         panel: All data up to the cutoff. Its last steps (`Spec.validation_steps`) choose the best epoch and are not trained on.
-        spec: The specification of the model.
+        spec: The specification of the model. A symbols head without a vocabulary gets that of the training data.
+        validation: Whole sequences that choose the best epoch in place of the last steps of the panel, of a specification with
+            `valid_windows: 0`.
         initial: A model whose weights to start from, such as the champion; of the same network, on data of the same columns.
         checkpoint: File for the progress; a fit with the same panel and spec resumes from it. The caller removes it.
         loggers: They get `train/loss` and the validation scores of each epoch.
@@ -104,6 +108,10 @@ def fit(
         HistoryTooShort, NonFiniteLoss, CheckpointMismatch; BadSpec where `initial` is of a different network.
     """
     keep_freed_memory()
+    panel, spec = settle_vocabulary(panel, spec)
+    if validation is not None:
+        validation = recode_panel(validation, spec.head.vocabulary)
+        assert not spec.training.valid_windows, "the last steps and whole sequences are not both held out"
     season = spec.season or default_season(panel.freq)
     encoding = fit_encoding(panel, calendar=spec.calendar, covariates=spec.covariates, static=spec.static)
     networks = [
@@ -122,17 +130,28 @@ def fit(
         initial = specialize_base(panel.freq, horizon=spec.horizon, season=season).to_fitted_model()
         _load_initial_weights(initial.networks * len(networks), networks, name=initial.spec.name)
     module = TrainingModule(networks, spec)
-    data = WindowDataModule(panel, spec, networks[0], encoding, season=season, steps_per_chunk=steps_per_chunk)
+    data = WindowDataModule(
+        panel,
+        spec,
+        networks[0],
+        encoding,
+        season=season,
+        steps_per_chunk=steps_per_chunk,
+        validation=validation,
+    )
     if not spec.training.steps:
         assert initial is not None, "random weights need steps"
         return _use_initial_weights(panel, spec, networks, data, encoding, season=season, initial=initial)
     digest = fit_digest(panel, spec, initial)
+    if validation is not None:
+        digest = hashlib.sha256(f"{digest}{validation.digest}".encode()).hexdigest()
     best_callback = BestWeightsCallback(
         checkpoint,
         fit_digest=digest,
         patience=spec.training.patience,
         has_validation=bool(data.validation_batches),
         seed=spec.training.seed,
+        is_symbolic=spec.head.is_symbolic,
     )
     resume = checkpoint if checkpoint is not None and checkpoint.exists() else None
     with keep_interrupts(), quiet_lightning():
@@ -184,7 +203,7 @@ def _arrange_validation_errors(
     data: WindowDataModule, origin_errors: Tensor | None, model: FittedModel
 ) -> ValidationErrors | None:
     """Arranges the errors of the best epoch; a checkpoint of an earlier version has none, and the model is scored again."""
-    if not data.validation_batches:
+    if not data.validation_series:
         return None
     training = model.spec.training
     return arrange_origin_errors(
@@ -222,7 +241,7 @@ def _use_initial_weights(
     origin_errors = torch.cat([score.origin_rollout for score, _ in batches]) if batches else None
     return FitResult(
         model,
-        add_exposure_gap(scores),
+        add_derived_scores(scores),
         epochs=0,
         steps=0,
         resumed_steps=0,

@@ -160,7 +160,7 @@ def prepare_batches(
     # By origin: the block that follows each of the last segments.
     target, scaled = (part.unfold(1, network.block, network.segment)[:, -origins:] for part in (actual, scaled))
     started = encoded.started.reshape(len(encoded.started), -1, network.segment).any(2)[:, -origins:, None]
-    valid = started & ~target.isnan()
+    valid = started & network.is_scored(target)
     if network.trained_steps < network.block:
         valid = valid & (torch.arange(network.block, device=valid.device) < network.trained_steps)
     if encoded.statistics is not None:

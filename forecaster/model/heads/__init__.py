@@ -9,6 +9,7 @@ from __future__ import annotations
 from forecaster.model.heads.distribution_heads import Categorical, Gaussian, NegativeBinomial, StudentT
 from forecaster.model.heads.head import MIN_SCALE, Head
 from forecaster.model.heads.point_heads import Point, Quantile
+from forecaster.model.heads.symbol_head import Symbols
 from forecaster.spec import HeadSpec
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Point",
     "Quantile",
     "StudentT",
+    "Symbols",
     "create_head",
 ]
 
@@ -39,3 +41,5 @@ def create_head(spec: HeadSpec) -> Head:
             return NegativeBinomial()
         case "categorical":
             return Categorical(spec.bins, spec.bound)
+        case "symbols":
+            return Symbols(len(spec.vocabulary))

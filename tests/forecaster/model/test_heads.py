@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from forecaster.errors import BadSpec
-from forecaster.model.heads import Head, create_head
+from forecaster.model.heads import Head, Symbols, create_head
 from forecaster.model.quantiles import MAX_EXACT_MEAN
 from forecaster.spec import HeadSpec
 
@@ -226,6 +226,27 @@ def test_categorical_samples_follow_their_distribution():
     assert float(head.mean(logits)) == pytest.approx(histogram.mean())
 
 
+def test_symbols_have_the_loss_of_torch_and_no_quantiles():
+    head, codes = Symbols(4), torch.tensor([1.0, 4.0, 2.0, 2.0], dtype=torch.float64)
+    params = random_params(head, 4, scale=2)
+    expected = torch.nn.functional.cross_entropy(params, codes.long() - 1, reduction="none")
+    torch.testing.assert_close(head.loss(params, codes), expected)
+    with pytest.raises(BadSpec, match="symbols have no order"):
+        head.quantiles(params, (0.5,))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_symbols_are_drawn_with_their_probabilities_at_a_temperature(temperature):
+    head = Symbols(5, temperature)
+    logits = random_params(head, scale=2)
+    draws = head.sample(logits.expand(2000, -1), uniform_grid(2000)[:, None])
+    shares = torch.bincount(draws.long(), minlength=6) / 2000
+    torch.testing.assert_close(shares[1:].double(), (logits / temperature).softmax(-1), atol=6e-4, rtol=0)
+    assert shares[0] == 0
+    edges = head.sample(logits.expand(2, -1), torch.tensor([[0.0], [1.0]]))
+    assert edges.tolist() == [1.0, 5.0]
+
+
 @pytest.mark.parametrize("name", [name for name in DISTRIBUTION_HEADS if name != "student_t"])
 def test_a_sample_is_the_quantile_of_its_uniform_noise(name):
     head = build_head(name)
@@ -339,10 +360,10 @@ def test_a_shift_moves_mean_samples_and_quantiles(name):
         torch.testing.assert_close(head.quantiles(shifted, LEVELS), head.quantiles(params, LEVELS) + offset[:, None])
 
 
-@pytest.mark.parametrize("name", ["neg_binomial", "categorical"])
-def test_a_head_with_a_fixed_support_cannot_be_shifted(name):
+@pytest.mark.parametrize("head", [build_head("neg_binomial"), build_head("categorical"), Symbols(3)])
+def test_a_head_with_a_fixed_support_cannot_be_shifted(head):
     with pytest.raises(BadSpec, match="supports only the base zero"):
-        build_head(name).shift(torch.zeros(2, build_head(name).num_params), torch.ones(2))
+        head.shift(torch.zeros(2, head.num_params), torch.ones(2))
 
 
 @pytest.mark.parametrize("name", HEAD_NAMES)

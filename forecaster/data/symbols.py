@@ -1,0 +1,127 @@
+"""Symbols and their codes: a series of symbols has the codes of a vocabulary as its values, and NaN where none was observed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from forecaster.data.split import hold_out
+from forecaster.errors import BadSpec, NoData
+from forecaster.series import Panel, Series
+from forecaster.shapes import Bool, Float64
+from forecaster.spec import MAX_VOCABULARY, UNKNOWN_SYMBOL, Spec
+
+UNKNOWN_CODE = 0.0
+START_MARKER_FACT = (
+    "start_marker"  # among the facts of a model: whether an unknown symbol preceded the sequences of its training
+)
+
+
+def encode_symbols(symbols: Iterable[str | None], vocabulary: Sequence[str]) -> Float64[np.ndarray, "step"]:
+    """Returns the code of each symbol: 1 and so on in the order of the vocabulary, 0 outside of it, NaN for None."""
+    codes = _index_vocabulary(tuple(vocabulary))
+    return np.array(
+        [np.nan if symbol is None else codes.get(symbol, UNKNOWN_CODE) for symbol in symbols], dtype=np.float64
+    )
+
+
+def decode_symbols(codes: Float64[np.ndarray, "step"], vocabulary: Sequence[str]) -> list[str | None]:
+    """Returns the symbol of each code, the inverse of `encode_symbols`."""
+    symbols = (UNKNOWN_SYMBOL, *vocabulary)
+    return [None if np.isnan(code) else symbols[int(code)] for code in codes.tolist()]
+
+
+def is_code(values: Float64[np.ndarray, "step"], *, num_symbols: int) -> Bool[np.ndarray, "step"]:
+    """Whether each value is missing or a code of a vocabulary of `num_symbols` symbols, the unknown one included."""
+    return np.asarray(np.isnan(values) | ((values >= 0) & (values <= num_symbols) & (values == np.floor(values))))
+
+
+@lru_cache(maxsize=64)
+def _index_vocabulary(vocabulary: tuple[str, ...]) -> Mapping[str, float]:
+    return {symbol: float(index) for index, symbol in enumerate(vocabulary, start=1)}
+
+
+def learn_vocabulary(panel: Panel) -> tuple[str, ...]:
+    """Returns the symbols that occur in a panel, sorted. Raises NoData without a symbol, BadSpec with too many."""
+    used = np.unique(np.concatenate([series.y for series in panel.series]))
+    symbols = sorted(panel.vocabulary[int(code) - 1] for code in used[used > 0].tolist())
+    if not symbols:
+        raise NoData("Expected a symbol in the training data; found none. Send a history of symbols.", where="y")
+    if len(symbols) > MAX_VOCABULARY:
+        raise BadSpec(
+            f"Expected at most {MAX_VOCABULARY} different symbols in the training data; found {len(symbols)}, the first of them "
+            f"{symbols[0]!r}. Replace rare symbols by one of their own, or remove numbers and names from them.",
+            where="head.vocabulary",
+        )
+    return tuple(symbols)
+
+
+def recode_panel(panel: Panel, vocabulary: Sequence[str]) -> Panel:
+    """Returns the panel with the codes of another vocabulary; symbols outside of it become unknown."""
+    if tuple(vocabulary) == panel.vocabulary:
+        return panel
+    table = np.array([UNKNOWN_CODE, *encode_symbols(panel.vocabulary, vocabulary)])
+    series = [replace(item, y=_translate(item.y, table)) for item in panel.series]
+    return replace(panel, series=series, vocabulary=tuple(vocabulary))
+
+
+def settle_vocabulary(panel: Panel, spec: Spec, *, held_out_steps: int = 0) -> tuple[Panel, Spec]:
+    """Returns a panel and a specification with one vocabulary: that of the specification or, without one, that of the data.
+
+    Symbols that occur only in the steps held out for validation and test are unknown. Panels of numbers are returned as they are.
+
+    Args:
+        panel: All data.
+        spec: The specification of the model.
+        held_out_steps: Steps at the end of every series that are held out for the test, besides those for validation.
+    Raises:
+        BadSpec: Symbols for a head of numbers, or numbers for a symbols head.
+    """
+    if spec.head.is_symbolic != bool(panel.vocabulary):
+        kinds = ("numbers", "symbols") if spec.head.is_symbolic else ("symbols", "numbers")
+        advice = (
+            "Read the column as symbols, or choose another head."
+            if spec.head.is_symbolic
+            else "Choose `head: {kind: symbols}` with `scaling: none`, or a column of numbers."
+        )
+        raise BadSpec(
+            f"Expected {kinds[1]} for a {spec.head.kind} head; series {panel.series[0].id!r} has {kinds[0]}. {advice}",
+            where="head.kind",
+        )
+    if not spec.head.is_symbolic:
+        return panel, spec
+    vocabulary = spec.head.vocabulary
+    if not vocabulary:
+        steps = held_out_steps + spec.validation_steps
+        vocabulary = learn_vocabulary(hold_out(panel, steps, min_history=spec.min_steps + 1).history)
+    return recode_panel(panel, vocabulary), spec.with_vocabulary(vocabulary)
+
+
+def build_symbol_panel(
+    sequences: Sequence[Sequence[str | None]], *, vocabulary: Sequence[str] = (), start_marker: bool = False
+) -> Panel:
+    """Returns a panel with one series for each sequence, on integer steps.
+
+    Args:
+        sequences: Sequences of symbols: texts, whose characters are the symbols, or lists of texts; None was not observed.
+        vocabulary: The vocabulary; by default all symbols that occur, sorted.
+        start_marker: Whether an unknown symbol precedes every sequence, so that a network learns to predict the first symbol
+            from nothing.
+    """
+    symbols = tuple(vocabulary) or tuple(
+        sorted({symbol for sequence in sequences for symbol in sequence if symbol not in (None, UNKNOWN_SYMBOL)})
+    )
+    prefix = [UNKNOWN_SYMBOL] if start_marker else []
+    series = [
+        Series(f"sequence_{index}", 0, "1", encode_symbols([*prefix, *sequence], symbols))
+        for index, sequence in enumerate(sequences)
+    ]
+    return Panel(series, "1", vocabulary=symbols)
+
+
+def _translate(codes: Float64[np.ndarray, "step"], table: Float64[np.ndarray, "code"]) -> Float64[np.ndarray, "step"]:
+    missing = np.isnan(codes)
+    return np.where(missing, np.nan, table[np.where(missing, 0.0, codes).astype(np.int64)])
