@@ -12,11 +12,17 @@ import torch
 from forecaster.errors import InputError
 from forecaster.progress import Progress
 from forecaster.storage.atomic import write_text
+from pipelines.laboratory.characters import CHARACTERS
+from pipelines.laboratory.copying import COPYING
+from pipelines.laboratory.counting import COUNTING
 from pipelines.laboratory.records import Experiment, Trial, load_trials
+from pipelines.laboratory.remembering import REMEMBERING
+from pipelines.laboratory.selective import SELECTIVE
 from pipelines.laboratory.sine import SINE
+from pipelines.laboratory.speed import SPEED
 from pipelines.laboratory.table import format_report
 
-EXPERIMENTS: tuple[Experiment, ...] = (SINE,)
+EXPERIMENTS: tuple[Experiment, ...] = (SINE, COUNTING, SELECTIVE, REMEMBERING, COPYING, CHARACTERS, SPEED)
 
 
 def find_experiments(names: Sequence[str]) -> tuple[Experiment, ...]:

@@ -111,7 +111,7 @@ def _run_cell(
         f"one-step MSE at iteration {settings.steps}": callback.errors[-1],
         "without clipping": free.errors[-1],
         **{f"free-running RMSE, {horizon} steps": float(errors[horizon - 1]) for horizon in HORIZONS},
-        "ms per iteration": 1000 * float(np.median(callback.seconds)),
+        "ms per iteration, fastest": 1000 * min(callback.seconds),
         "gradient at lag 20": float(lags["gradient by lag, trained"][20]),
     }
     curves: dict[str, Sequence[float]] = {
@@ -169,7 +169,7 @@ def draw_sine(trials: Sequence[Trial]) -> Figure:
     draw_curves(by_iteration, trials, "one-step MSE", x="iteration")
     by_iteration.axhline(PUBLISHED_MSE, color=BASELINE_COLOR, linestyle=":", linewidth=1)
     by_iteration.annotate(
-        "published RNN, iteration 200", (0, PUBLISHED_MSE), xytext=(4, 4), textcoords="offset points", fontsize=8
+        "published RNN, iteration 200", (0, PUBLISHED_MSE), xytext=(2, -9), textcoords="offset points", fontsize=8
     )
     by_iteration.set_yscale("log")
     label_axes(by_iteration, title="One-step error on all windows", x="iteration", y="mean squared error")
@@ -196,15 +196,16 @@ def draw_sine(trials: Sequence[Trial]) -> Figure:
 SINE = Experiment(
     name="sine",
     question="How well do four cells learn a sine with a trend, and how far back does the gradient reach?",
-    conditions="f(t) = t sin(t) / 3 + 2 sin(5 t), 300 steps of 0.1; windows of 30 steps, 64 units, 200 iterations of Adam at "
-    "0.01 with batches of 50, gradient clipped at 1 (configs/sine.yaml). The one-step error is that of all steps of all windows.",
+    conditions="f(t) = t sin(t) / 3 + 2 sin(5 t), 300 steps of 0.1; windows of 30 steps, 64 units, 200 iterations of Adam "
+    "at 0.01 with batches of 50, gradient clipped at 1 (configs/sine.yaml). The one-step error is that of all "
+    "steps of all windows.",
     merit="One-step mean squared error at iteration 200, at most the published one.",
     published="A plain RNN has 0.0446 at iteration 200.",
     measures=(
         Measure("one-step MSE at iteration 200", 4),
         Measure("without clipping", 4),
         *(Measure(f"free-running RMSE, {horizon} steps", 2) for horizon in HORIZONS),
-        Measure("ms per iteration", 2),
+        Measure("ms per iteration, fastest", 2),
         Measure("gradient at lag 20", 6),
     ),
     run=run_sine,
