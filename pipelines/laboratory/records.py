@@ -30,6 +30,7 @@ class Trial:
         experiment: Name of the experiment.
         seed: The seed, from which data, weights and batches follow.
         seconds: Duration of the trial.
+        cpu_seconds: Processor time of the trial, which depends less on what else the machine does.
         machine: Versions and threads, on which times depend.
         measures: Figures by cell and by name of the measure.
         curves: Sequences of numbers for pictures, by cell and name.
@@ -39,6 +40,7 @@ class Trial:
     experiment: str
     seed: int
     seconds: float
+    cpu_seconds: float
     machine: str
     measures: Mapping[Cell, Mapping[str, float]]
     curves: Mapping[Cell, Mapping[str, Sequence[float]]] = field(default_factory=dict)

@@ -18,11 +18,12 @@ from pipelines.laboratory.counting import COUNTING
 from pipelines.laboratory.records import Experiment, Trial, load_trials
 from pipelines.laboratory.remembering import REMEMBERING
 from pipelines.laboratory.selective import SELECTIVE
+from pipelines.laboratory.series import SERIES
 from pipelines.laboratory.sine import SINE
 from pipelines.laboratory.speed import SPEED
 from pipelines.laboratory.table import format_report
 
-EXPERIMENTS: tuple[Experiment, ...] = (SINE, COUNTING, SELECTIVE, REMEMBERING, COPYING, CHARACTERS, SPEED)
+EXPERIMENTS: tuple[Experiment, ...] = (SINE, SERIES, COUNTING, SELECTIVE, REMEMBERING, COPYING, CHARACTERS, SPEED)
 
 
 def find_experiments(names: Sequence[str]) -> tuple[Experiment, ...]:
@@ -77,12 +78,14 @@ def write_report(path: Path, *, trials_folder: Path) -> str:
 
 def _run_trial(experiment: Experiment, seed: int, progress: Progress) -> Trial:
     progress.begin(f"{experiment.name}, seed {seed}")
-    started, failed = time.perf_counter(), True
+    started, cpu_started, failed = time.perf_counter(), time.process_time(), True
     try:
         findings = experiment.run(seed, progress)
         failed = False
     finally:
         progress.end(failed=failed)
-    seconds = round(time.perf_counter() - started, 1)
+    seconds, cpu_seconds = round(time.perf_counter() - started, 1), round(time.process_time() - cpu_started, 1)
     machine = f"torch {torch.__version__}, numpy {np.__version__}, threads: {torch.get_num_threads()}"
-    return Trial(experiment.name, seed, seconds, machine, findings.measures, findings.curves, findings.texts)
+    return Trial(
+        experiment.name, seed, seconds, cpu_seconds, machine, findings.measures, findings.curves, findings.texts
+    )

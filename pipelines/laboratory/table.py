@@ -59,5 +59,7 @@ def _format_cell(trials: Sequence[Trial], cell: str, measure: Measure) -> str:
 def _describe_runs(experiment: Experiment, trials: Sequence[Trial]) -> str:
     seeds = ", ".join(str(trial.seed) for trial in trials)
     seconds = np.median([trial.seconds for trial in trials])
+    cpu_seconds = np.median([trial.cpu_seconds for trial in trials])
     word, command = "Seeds" if len(trials) > 1 else "Seed", f"forecaster lab {experiment.name} --seeds {len(trials)}"
-    return f"{word} {seeds}; {seconds:.0f} s per seed ({trials[-1].machine}): `{command}`."
+    duration = f"{seconds:.0f} s per seed, {cpu_seconds:.0f} s of them on the processor"
+    return f"{word} {seeds}; {duration} ({trials[-1].machine}): `{command}`."
