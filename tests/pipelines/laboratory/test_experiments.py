@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from forecaster.errors import InputError
 from forecaster.progress import NO_PROGRESS, Progress
 from pipelines.laboratory import characters, copying, counting, remembering, selective, series, sine, speed
 from pipelines.laboratory.languages import LanguageSettings
-from pipelines.laboratory.records import Findings, Trial, load_trials
+from pipelines.laboratory.records import Experiment, Findings, Trial, load_trials
 from pipelines.laboratory.run import EXPERIMENTS, draw_experiment, find_experiments, run_experiment, write_report
 
 pytestmark = pytest.mark.integration
@@ -42,17 +43,10 @@ TINY_RUNS: dict[str, Callable[[int], Findings]] = {
 }
 
 
-def without_times(findings: Findings) -> dict[str, dict[str, float]]:
-    """The measures that do not depend on the clock."""
-    timed = ("CPU", "second", *speed.WAYS, "limit", "fastest")
-    return {
-        cell: {name: value for name, value in measures.items() if not any(word in name for word in timed)}
-        for cell, measures in findings.measures.items()
-    }
-
-
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
-def test_an_experiment_measures_what_its_table_shows_and_draws_a_picture(experiment, tmp_path: Path) -> None:
+def test_an_experiment_measures_what_its_table_shows_and_draws_a_picture(
+    experiment: Experiment, tmp_path: Path
+) -> None:
     findings = TINY_RUNS[experiment.name](3)
     measured = {name for measures in findings.measures.values() for name in measures}
     shown = {measure.name.replace("iteration 200", "iteration 4") for measure in experiment.measures}
@@ -64,21 +58,20 @@ def test_an_experiment_measures_what_its_table_shows_and_draws_a_picture(experim
     assert draw_experiment(experiment, [stored, stored], tmp_path / "pictures").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("name", ["counting", "sine"])
-def test_a_seed_determines_an_experiment(name: str) -> None:
-    first, second, other = (without_times(TINY_RUNS[name](seed)) for seed in (1, 1, 2))
+def test_a_seed_determines_an_experiment() -> None:
+    first, second, other = (TINY_RUNS["copying"](seed) for seed in (1, 1, 2))
     assert first == second
-    assert first != other
+    assert first.curves != other.curves
 
 
-def test_stored_trials_are_not_run_again_and_make_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_trials_are_not_run_again_and_make_the_table(tmp_path: Path) -> None:
     seeds: list[int] = []
 
     def run(seed: int, progress: Progress) -> Findings:
         seeds.append(seed)
         return Findings({"lstm": {"right up to n": 10.0 + seed}})
 
-    experiment = find_experiments(["counting"])[0].__class__(**{**vars(find_experiments(["counting"])[0]), "run": run})
+    experiment = replace(find_experiments(["counting"])[0], run=run)
     run_experiment(experiment, seeds=[0, 1], folder=tmp_path, progress=NO_PROGRESS)
     trials = run_experiment(experiment, seeds=[1, 2], folder=tmp_path, progress=NO_PROGRESS)
     assert seeds == [0, 1, 2]
