@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint check test nightly demo base wheels try-wheels lock format docker-lint clean
+.PHONY: help install lint check test nightly demo base lab wheels try-wheels lock format docker-lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -58,6 +58,9 @@ base: install ## pretrain the shipped network again, by the command on its card,
 	sed -n 's|^forecaster pretrain --out base |$(BIN)/forecaster pretrain --out build/base |p' forecaster/bundle/pretrained/base/card.md | \
 		grep . > build/base.sh || { echo "Expected a command on the card of the shipped bundle; found none."; exit 1; }
 	sh -e build/base.sh
+
+lab: install ## run the experiments of the laboratory with five seeds, and write their table and pictures
+	$(BIN)/python benchmarks/laboratory.py
 
 format: install ## format the code and apply automatic fixes
 	$(BIN)/ruff check --fix

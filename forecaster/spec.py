@@ -18,7 +18,7 @@ from pydantic import (
 
 from forecaster.errors import BadSpec, describe_field_error
 
-CellKind = Literal["gru", "lstm", "elman"]
+CellKind = Literal["gru", "lstm", "elman", "relu"]
 Scaling = Literal["none", "mean_abs", "standard", "last", "level_season", "running"]
 Transform = Literal["none", "log"]
 HeadKind = Literal["point", "quantile", "gaussian", "student_t", "neg_binomial", "categorical", "symbols"]

@@ -24,6 +24,7 @@ from pipelines.commands.doctor import doctor
 from pipelines.commands.forecast import forecast
 from pipelines.commands.inspect_model import inspect
 from pipelines.commands.keys import key_app
+from pipelines.commands.lab import lab
 from pipelines.commands.monitor import monitor
 from pipelines.commands.package import package
 from pipelines.commands.pretrain import pretrain
@@ -67,6 +68,7 @@ for command in (
     serve,
     synthetic,
     pretrain,
+    lab,
     demo,
 ):
     app.command(command)

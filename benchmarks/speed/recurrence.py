@@ -1,4 +1,4 @@
-"""Speed of a recurrence: torch's own modules, the compiled kernel and the equations, alternating in every round.
+"""Speed of a recurrence: torch's own modules, the compiled kernel and the backend in torch, alternating in every round.
 
     PYTHONPATH=. python benchmarks/speed/recurrence.py              about three minutes; writes benchmarks/results/recurrence.md
     PYTHONPATH=. python benchmarks/speed/recurrence.py --rounds 3   a quick look; no file is written
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from forecaster.model.recurrence import equations
+from forecaster.model.recurrence import vectorized
 from forecaster.model.recurrence.autograd import compute_layer
 from forecaster.model.recurrence.compiled import load_compiled_backend
 from forecaster.model.recurrence.layer import Backend, LayerInputs
@@ -121,9 +121,9 @@ def cpu_model() -> str:
 
 
 def list_backends() -> dict[str, Backend]:
-    """Returns our backends: the kernel if it is compiled, and the equations."""
+    """Returns our backends: the kernel if it is compiled, and the one in torch."""
     compiled = load_compiled_backend()
-    return ({} if compiled is None else {"kernel": compiled}) | {"equations": equations}
+    return ({} if compiled is None else {"kernel": compiled}) | {"vectorized": vectorized}
 
 
 def measure_training(rounds: int) -> list[str]:

@@ -62,7 +62,7 @@ def prepare_fit(case: SpeedCase) -> PreparedEntrant:
     def run_fit(steps: int) -> object:
         return fit(panel, make_spec(case, steps=steps), accelerator="cpu")
 
-    backend = "the compiled kernel" if load_compiled_backend() else "the equations in torch"
+    backend = "the compiled kernel" if load_compiled_backend() else "torch"
     computes = f"mean squared error at every step, gradients clipped; reads values and their mask; {backend}"
     return PreparedEntrant(run_fit, {"parameters": count_parameters(case), "computes": computes})
 

@@ -1,7 +1,9 @@
-"""Data sets that come with the project: a real panel, and a synthetic series."""
+"""Data sets that come with the project: a real panel, a synthetic series, and a text."""
 
 from __future__ import annotations
 
+import gzip
+import re
 from importlib.resources import files
 
 import numpy as np
@@ -26,3 +28,12 @@ def load_hospital() -> pd.DataFrame:
     """Loads monthly patient counts: 767 series of 84 months, 2000 to 2006; source and licence in `data/SOURCES.md`."""
     with (files("forecaster.data") / "hospital.csv.gz").open("rb") as file:
         return pd.read_csv(file, compression="gzip", parse_dates=["ds"])
+
+
+def load_time_machine() -> str:
+    """Loads "The Time Machine" by H. G. Wells as lower-case letters and single spaces; its source is in `data/SOURCES.md`.
+
+    This is the preprocessing of Zhang et al. ("Dive into Deep Learning", 2023, section 9.2): all that is not a letter is a space.
+    """
+    content = gzip.decompress((files("forecaster.data") / "timemachine.txt.gz").read_bytes()).decode()
+    return re.sub("[^A-Za-z]+", " ", content).lower()

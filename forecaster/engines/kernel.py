@@ -14,7 +14,7 @@ import numpy as np
 
 from forecaster.engines.engine import RolloutInput
 from forecaster.errors import BundleDamaged
-from forecaster.model.recurrence.library import LAYER_WEIGHTS, NetworkShape, PackedNetwork, load_library
+from forecaster.model.recurrence.library import CELL_CODES, LAYER_WEIGHTS, NetworkShape, PackedNetwork, load_library
 from forecaster.shapes import Bool, Float, Float64, Int
 from forecaster.spec import Layout, Scaling, Spec
 
@@ -171,7 +171,8 @@ def build_kernel_engine(
     """Builds the kernel engine of a network; returns None without a kernel, or if it does not support the network.
 
     A supported (plain) network reads values only and has a shiftable head, whose point forecast is the first of its parameters.
-    It has no direct decoder, dilation, residual layer, baseline, running scale or log transform, and its weights are float32.
+    Its cells are gru, lstm or elman, and its weights float32. It has no direct decoder, dilation, residual layer, baseline,
+    running scale or log transform.
 
     Args:
         spec: Specification of the network.
@@ -189,7 +190,7 @@ def build_kernel_engine(
     )
     has_simple_output = spec.base == "zero" and spec.transform == "none" and spec.head.is_shiftable
     has_simple_output = has_simple_output and spec.scaling != "running"
-    is_float32 = all(array.dtype == np.float32 for array in weights.values())
+    is_float32 = network.cell in CELL_CODES and all(array.dtype == np.float32 for array in weights.values())
     if not (lanes and reads_values_only and has_simple_output and set(network.layer_dilations) == {1} and is_float32):
         return None
     _check_shapes(spec, weights)

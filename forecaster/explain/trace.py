@@ -10,19 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forecaster.data.windows import Window
-from forecaster.model.recurrence import equations
+from forecaster.model.recurrence.cells import CellStep, LSTMStep, run_cells
 from forecaster.model.recurrent import RecurrentState, interleave, to_layer_inputs
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import RolloutState, encode_inputs
 from forecaster.shapes import Float
 from forecaster.spec import CellKind
 
-GATE_NAMES: Mapping[CellKind, tuple[str, ...]] = {
-    "gru": ("reset", "update", ""),
-    "lstm": ("input", "forget", "", "output"),
-    "elman": (),
-}
-"""Gates of each cell in the order of its preactivations; the one without a name is the new content, not a gate."""
 RETENTION_GATE: Mapping[CellKind, str] = {"gru": "update", "lstm": "forget"}
 """The gate that sets the fraction of the previous state that is retained."""
 _NUM_PROBES = 32
@@ -43,19 +37,18 @@ class LayerTrace(NamedTuple):
 def trace_layers(model: Regressor, window: Window, rollout_state: RolloutState) -> tuple[LayerTrace, ...]:
     """Traces the layers, lowest first, while the network reads a window of one row from a state.
 
-    The gates come from the equations (`forecaster.model.recurrence.equations`), the reference for all backends.
+    The gates come from the cells (`forecaster.model.recurrence.cells`), the reference for all backends.
     """
-    records: list[tuple[CellKind, tuple[Tensor, ...]]] = []
+    records: list[CellStep] = []
 
     def run_and_record(
         layer: nn.Module, inputs: Tensor, state: RecurrentState, mask: Tensor
     ) -> tuple[Tensor, RecurrentState]:
-        layer_inputs = to_layer_inputs(layer, inputs, state, mask)
-        outputs = equations.forward(layer_inputs, keep_for_backward=True)
-        records.append((layer_inputs.kind, tuple(stream.transpose(0, 1) for stream in outputs.saved[:2])))
-        return outputs.outputs, RecurrentState(
-            outputs.hidden[None], None if outputs.cell is None else outputs.cell[None]
-        )
+        record = run_cells(to_layer_inputs(layer, inputs, state, mask))
+        records.append(record)
+        last_cell = record.cell[None, :, -1] if isinstance(record, LSTMStep) else None
+        outputs = record.hidden.masked_fill(~mask[..., None], 0.0)
+        return outputs, RecurrentState(record.hidden[None, :, -1], last_cell)
 
     encoded = encode_inputs(model, window, rollout_state)
     with torch.no_grad():
@@ -68,15 +61,11 @@ def trace_layers(model: Regressor, window: Window, rollout_state: RolloutState) 
     steps = encoded.mask.shape[1]
     padding = ~encoded.mask[0]
     traces: list[LayerTrace] = []
-    for kind, streams in records:
-        preactivations, states = (interleave(stream, rows=1, steps=steps)[0] for stream in streams)
-        parts = (
-            zip(GATE_NAMES[kind], preactivations.chunk(len(GATE_NAMES[kind]), dim=1), strict=True)
-            if GATE_NAMES[kind]
-            else ()
-        )
-        gates = {name: part.mean(1).masked_fill(padding, torch.nan) for name, part in parts if name}
-        traces.append(LayerTrace(gates, states.norm(dim=1).masked_fill(padding, torch.nan)))
+    for record in records:
+        streams = record._asdict()
+        parts = {name: interleave(stream, rows=1, steps=steps)[0] for name, stream in streams.items()}
+        gates = {name: parts[name].mean(1).masked_fill(padding, torch.nan) for name in record.gate_names}
+        traces.append(LayerTrace(gates, parts["hidden"].norm(dim=1).masked_fill(padding, torch.nan)))
     return tuple(traces)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,12 +13,18 @@ from torch.nn import functional
 from forecaster.model.recurrence.autograd import compute_layer
 from forecaster.model.recurrence.compiled import load_compiled_backend
 from forecaster.model.recurrence.layer import LayerInputs, LayerOutputs
+from forecaster.model.recurrence.library import CELL_CODES
 from forecaster.shapes import Bool, Float
 from forecaster.spec import CellKind, NetworkSpec
 
 # The modules hold the weights under the names that the bundles and torch's own kernels use.
-_CELL_MODULES: dict[CellKind, Any] = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}
-_CELL_KINDS: dict[type[nn.Module], CellKind] = {module: kind for kind, module in _CELL_MODULES.items()}
+_CELL_MODULES: dict[CellKind, Callable[..., nn.RNNBase]] = {
+    "gru": nn.GRU,
+    "lstm": nn.LSTM,
+    "elman": nn.RNN,
+    "relu": partial(nn.RNN, nonlinearity="relu"),
+}
+_KINDS_BY_MODE: dict[str, CellKind] = {"GRU": "gru", "LSTM": "lstm", "RNN_TANH": "elman", "RNN_RELU": "relu"}
 _WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -38,7 +45,8 @@ LayerRunner = Callable[[nn.Module, Tensor, RecurrentState, Tensor], tuple[Tensor
 class RecurrentStack(nn.Module):
     """A stack of recurrent layers.
 
-    Cells: Elman 1990 (tanh), GRU of Cho et al. 2014 with the reset gate after the product, LSTM of Gers et al. 2000.
+    Cells: Elman 1990 (tanh, or rectified as in Le et al. 2015), GRU of Cho et al. 2014 with the reset gate after the product,
+    LSTM of Gers et al. 2000; `forecaster.model.recurrence.cells` has their equations.
     Dilated layers link a step to an earlier one (Chang et al. 2017); residual layers add their input (He et al. 2016).
     """
 
@@ -109,7 +117,7 @@ def run_cell(
     cell: nn.GRUCell, inputs: Float[Tensor, "row feature"], hidden: Float[Tensor, "row hidden"]
 ) -> Float[Tensor, "row hidden"]:
     """Runs a single step of a stand-alone GRU cell."""
-    if _prefers_torch(inputs, cell.weight_hh):
+    if _prefers_torch(inputs, cell.weight_hh, kind="gru"):
         return cell(inputs, hidden)  # type: ignore[no-any-return]
     mask = torch.ones(len(inputs), 1, dtype=torch.bool, device=inputs.device)
     weights = [getattr(cell, name) for name in _WEIGHT_NAMES]
@@ -157,7 +165,9 @@ def _map_state(state: RecurrentState, function: Callable[[Tensor], Tensor]) -> R
 def _run_layer(layer: nn.Module, inputs: Tensor, state: RecurrentState, mask: Tensor) -> tuple[Tensor, RecurrentState]:
     """Runs one undilated layer."""
     weight: Any = layer.weight_hh_l0
-    if _prefers_torch(inputs, weight) and bool(mask.all()):  # torch's kernels do not support padding
+    if _prefers_torch(inputs, weight, kind=_KINDS_BY_MODE[str(layer.mode)]) and bool(
+        mask.all()
+    ):  # torch's kernels do not support padding
         outputs, after = layer(inputs, state.hidden if state.cell is None else (state.hidden, state.cell))
         return outputs, RecurrentState(*after) if isinstance(after, tuple) else RecurrentState(after, None)
     outputs, hidden, cell, _ = _compute_rows(to_layer_inputs(layer, inputs, state, mask))
@@ -168,7 +178,7 @@ def to_layer_inputs(layer: nn.Module, inputs: Tensor, state: RecurrentState, mas
     """Collects the inputs, state and weights of one undilated layer."""
     cell = None if state.cell is None else state.cell[0]
     weights = [getattr(layer, f"{name}_l0") for name in _WEIGHT_NAMES]
-    return _split_members(_CELL_KINDS[type(layer)], (inputs, state.hidden[0], cell, mask), weights)
+    return _split_members(_KINDS_BY_MODE[str(layer.mode)], (inputs, state.hidden[0], cell, mask), weights)
 
 
 def _split_members(kind: CellKind, parts: Iterable[Tensor | None], weights: Sequence[Tensor]) -> LayerInputs:
@@ -187,7 +197,8 @@ def _compute_rows(layer: LayerInputs) -> LayerOutputs:
     return LayerOutputs(outputs.flatten(0, 1), hidden.flatten(0, 1), cell, saved)
 
 
-def _prefers_torch(inputs: Tensor, weights: Tensor) -> bool:
+def _prefers_torch(inputs: Tensor, weights: Tensor, *, kind: CellKind) -> bool:
     """Whether to use torch's own kernels: on a GPU, or without a compiled one; they take the weights of one network only."""
     is_stacked = weights.dim() == 3 or torch._C._are_functorch_transforms_active()
-    return (inputs.is_cuda or load_compiled_backend() is None) and not is_stacked
+    is_compiled = kind in CELL_CODES and load_compiled_backend() is not None
+    return (inputs.is_cuda or not is_compiled) and not is_stacked

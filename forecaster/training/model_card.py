@@ -88,7 +88,7 @@ def _render_symbol_scores(spec: Spec, facts: Mapping[str, Any]) -> list[str]:
 def _describe_network(spec: Spec) -> str:
     """Describes the recurrent layers, the decoder and the members in one or two sentences."""
     network = spec.network
-    cell = {"gru": "A GRU", "lstm": "An LSTM", "elman": "An Elman"}[network.cell]
+    cell = {"gru": "A GRU", "lstm": "An LSTM", "elman": "An Elman", "relu": "A rectified Elman"}[network.cell]
     if spec.decoder == "direct":
         decoder = (
             f"predicts {_count(spec.block, 'step')} at once (direct decoder) and repeats this for a longer horizon"

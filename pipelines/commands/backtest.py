@@ -24,7 +24,7 @@ from pipelines.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.backtest import LoadedBundle
+    from pipelines.comparison.backtest import LoadedBundle
     from pipelines.sources import DataSource
 
 BaselineName = Literal["naive2", "auto_ets", "dynamic_optimized_theta", "auto_arima"]
@@ -95,7 +95,7 @@ def backtest(
         Input data, as for train.
     """
     from forecaster.progress.display import create_display
-    from pipelines import backtest as backtests
+    from pipelines.comparison import backtest as backtests
 
     options.validate()
     root = root_options.open_root() if options.track else None
@@ -181,7 +181,7 @@ def load_bundles(model: str, other_models: Sequence[str], root_options: RootOpti
     from forecaster.bundle import artifact
     from forecaster.bundle.pretrained.base import BASE_FOLDER
     from forecaster.evaluation.baselines import BASELINES
-    from pipelines.backtest import LoadedBundle
+    from pipelines.comparison.backtest import LoadedBundle
 
     bundles: dict[str, LoadedBundle] = {}
     for reference in (model, *other_models):

@@ -68,6 +68,11 @@ def test_the_onnx_rollout_equals_the_reference(cell: str, head: str, decoder: st
         assert_engines_agree(network, make_rollout_input(*make_windows(network)))
 
 
+def test_the_onnx_rollout_of_rectified_cells_equals_the_reference() -> None:
+    for network in make_networks("relu", "quantile", "rollout")[::4]:
+        assert_engines_agree(network, make_rollout_input(*make_windows(network)))
+
+
 @every_triple
 def test_the_onnx_rollout_equals_the_reference_with_channels(cell: str, head: str, decoder: str) -> None:
     """Each triple tests one scaling and base, and the next triple another one."""

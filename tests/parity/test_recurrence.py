@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from forecaster.model.recurrence import equations
+from forecaster.model.recurrence import vectorized
 from forecaster.model.recurrence.autograd import compute_layer
 from forecaster.model.recurrence.compiled import CompiledBackend, load_compiled_backend
 from forecaster.model.recurrence.layer import Backend, LayerInputs
@@ -16,8 +18,13 @@ from forecaster.spec import CellKind
 
 pytestmark = pytest.mark.integration
 
-TORCH_MODULES: dict[CellKind, type[nn.Module]] = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}
-CELLS = list(TORCH_MODULES)
+TORCH_MODULES: dict[CellKind, Callable[..., nn.Module]] = {
+    "gru": nn.GRU,
+    "lstm": nn.LSTM,
+    "elman": nn.RNN,
+    "relu": partial(nn.RNN, nonlinearity="relu"),
+}
+CELLS: list[CellKind] = ["gru", "lstm", "elman"]  # those of the kernel
 WEIGHTS = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
 TOLERANCE = 1e-5
 
@@ -27,10 +34,10 @@ SHAPES = [(7, 9, 3, 5), (13, 6, 17, 20), (50, 8, 2, 64), (1, 5, 33, 40), (1, 1, 
 
 
 def list_backends() -> dict[str, Backend]:
-    """Lists the equations, and the kernel for every instruction set of this machine."""
+    """Lists torch's backend, and the kernel for every instruction set of this machine."""
     widest = load_compiled_backend()
     widths = [] if widest is None else [lanes for lanes in (8, 16) if lanes <= widest.lanes]
-    return {"equations": equations} | {f"kernel on {lanes} floats": CompiledBackend(lanes) for lanes in widths}
+    return {"vectorized": vectorized} | {f"kernel on {lanes} floats": CompiledBackend(lanes) for lanes in widths}
 
 
 BACKENDS = list_backends()
@@ -57,7 +64,7 @@ def make_layer(
     def random_tensor(*sizes: int, scale: float = 1.0) -> Tensor:
         return (scale * torch.randn(*batch_axes, *sizes, generator=generator, dtype=dtype)).requires_grad_()
 
-    gates = {"gru": 3, "lstm": 4, "elman": 1}[cell] * hidden
+    gates = {"gru": 3, "lstm": 4, "elman": 1, "relu": 1}[cell] * hidden
     return LayerInputs(
         cell,
         random_tensor(rows, steps, features),
@@ -147,9 +154,9 @@ def test_a_layer_and_its_gradients_equal_torch(
     assert_equal_results(compute_gradients(layer, scalar_loss(actual)), compute_gradients(layer, scalar_loss(expected)))
 
 
-@every_cell
+@pytest.mark.parametrize("cell", TORCH_MODULES)
 @pytest.mark.parametrize("padding", [False, True], ids=["no padding", "padding"])
-def test_the_gradients_of_the_equations_are_exact(cell: CellKind, padding: bool) -> None:
+def test_the_gradients_of_the_backend_in_torch_are_exact(cell: CellKind, padding: bool) -> None:
     layer = make_layer(cell, (3, 4, 2, 3), dtype=torch.float64)
     layer = with_padding(layer) if padding else layer
     indices = [index for index, tensor in enumerate(layer) if isinstance(tensor, Tensor) and tensor.requires_grad]
@@ -158,7 +165,7 @@ def test_the_gradients_of_the_equations_are_exact(cell: CellKind, padding: bool)
         changed = layer._replace(
             **{LayerInputs._fields[index]: tensor for index, tensor in zip(indices, tensors, strict=True)}
         )
-        return tuple(tensor for tensor in compute_layer(changed, backend=equations)[:3] if tensor is not None)
+        return tuple(tensor for tensor in compute_layer(changed, backend=vectorized)[:3] if tensor is not None)
 
     assert torch.autograd.gradcheck(outputs, tuple(layer_leaves(layer)))
 
@@ -285,9 +292,10 @@ def test_second_derivatives_are_not_supported(backend: Backend) -> None:
         gradient.sum().backward()
 
 
-@every_backend
+@pytest.mark.parametrize(
+    ("backend", "cell"), [*product(BACKENDS.values(), CELLS), (vectorized, "relu")], ids=lambda value: str(value)[:40]
+)
 @pytest.mark.parametrize("padding", [False, True], ids=["no padding", "padding"])
-@every_cell
 def test_stacked_members_equal_single_members(cell: CellKind, padding: bool, backend: Backend) -> None:
     layer = make_layer(cell, (7, 6, 3, 12), members=5)
     layer = with_padding(layer) if padding else layer

@@ -205,6 +205,7 @@ def _build_layer(builder: GraphBuilder, model: Regressor, weights: dict[str, np.
     return build_layer(
         builder,
         CellWeights(*(weights[f"recurrent.layers.{index}.{name}_l0"] for name in names)),
+        activation={"RNN_TANH": "Tanh", "RNN_RELU": "Relu"}.get(str(model.recurrent.layers[index].mode)),
         constant_inputs=slice(model.segment, 2 * model.segment) if index == 0 and model.num_targets == 1 else slice(0),
         dilation=model.recurrent.dilations[index],
         residual=index >= model.recurrent.first_residual_layer,

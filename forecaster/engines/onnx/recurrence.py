@@ -51,6 +51,7 @@ class OnnxLayer(NamedTuple):
 
     Attributes:
         operator: LSTM, GRU or RNN.
+        activation: That of an RNN operator, Tanh or Relu; None for the others.
         hidden_size: Size of the state.
         dilation: Distance of the step that each step is linked to.
         residual: Whether the layer adds its input to its output.
@@ -59,6 +60,7 @@ class OnnxLayer(NamedTuple):
     """
 
     operator: str
+    activation: str | None
     hidden_size: int
     dilation: int
     residual: bool
@@ -100,7 +102,13 @@ class CellWeights(NamedTuple):
 
 
 def build_layer(
-    builder: GraphBuilder, cell: CellWeights, *, constant_inputs: slice, dilation: int, residual: bool
+    builder: GraphBuilder,
+    cell: CellWeights,
+    *,
+    activation: str | None,
+    constant_inputs: slice,
+    dilation: int,
+    residual: bool,
 ) -> OnnxLayer:
     """Builds a layer of the recurrence; `constant_inputs` are inputs that are 1 in every rollout."""
     onnx_cell = cell.to_onnx_order()
@@ -116,6 +124,7 @@ def build_layer(
     warm_up_weights, rollout_weights = warm_up.to_operator_weights(builder), rollout.to_operator_weights(builder)
     return OnnxLayer(
         cell.operator,
+        activation,
         hidden,
         dilation,
         residual,
@@ -163,7 +172,14 @@ def run_step(
         layer_inputs = outputs if padding is None else outputs.builder.concat([outputs, padding], axis=2)
         is_dilated = layer.dilation > 1
         oldest = layer_state.apply(lambda part: part.slice_axis(0, 0, 1)) if is_dilated else layer_state
-        _, new_state = run_operator(layer.operator, weights, layer_inputs, oldest, hidden_size=layer.hidden_size)
+        _, new_state = run_operator(
+            layer.operator,
+            weights,
+            layer_inputs,
+            oldest,
+            hidden_size=layer.hidden_size,
+            activation=layer.activation,
+        )
         next_states.append(_replace_oldest(layer_state, new_state) if is_dilated else new_state)
         outputs = new_state.hidden + residual_input if layer.residual else new_state.hidden
     return outputs, next_states
@@ -201,6 +217,7 @@ def run_operator(
     state: LayerState | None,
     *,
     hidden_size: int,
+    activation: str | None = None,
     all_outputs: bool = False,
 ) -> tuple[Value | None, LayerState]:
     """Runs an operator over [step, row, feature], from a state of [1, row, hidden] or zero.
@@ -209,7 +226,9 @@ def run_operator(
         The output of every step, [step, row, hidden], if `all_outputs`; and the state after the last step.
     """
     initial_state = [] if state is None else [part for part in state if part is not None]
-    options = {"hidden_size": hidden_size}
+    options: dict[str, int | list[str]] = {"hidden_size": hidden_size}
+    if activation is not None:
+        options["activations"] = [activation]
     if operator == "GRU":
         options["linear_before_reset"] = 1  # reset gate after the product, as in PyTorch
     dtypes = [F32 if all_outputs else None, F32, *([F32] if operator == "LSTM" else [])]
@@ -245,6 +264,7 @@ def _run_layer_from_zero(
             padded_inputs,
             None,
             hidden_size=layer.hidden_size,
+            activation=layer.activation,
             all_outputs=all_outputs,
         )
         return layer_state.hidden if outputs is None else outputs, layer_state
@@ -255,7 +275,13 @@ def _run_layer_from_zero(
     joined = builder.concat(padded, axis=2)
     streams = joined.reshape(-1, rows * dilation, joined.size(2))
     outputs, layer_state = run_operator(
-        layer.operator, layer.warm_up_weights, streams, None, hidden_size=layer.hidden_size, all_outputs=True
+        layer.operator,
+        layer.warm_up_weights,
+        streams,
+        None,
+        hidden_size=layer.hidden_size,
+        activation=layer.activation,
+        all_outputs=True,
     )
     assert outputs is not None
     merged = outputs.reshape(-1, rows, layer.hidden_size).slice_axis(0, pad)

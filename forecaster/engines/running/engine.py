@@ -186,8 +186,8 @@ def build_running_engine(
 ) -> RunningEngine | None:
     """Builds the engine of a network with a running scale; returns None if it does not support the network.
 
-    A supported network reads values only and has a block decoder, a point or quantile head and layers without dilation, and its
-    weights are float32.
+    A supported network reads values only and has a block decoder, a point or quantile head and gru, lstm or elman layers without
+    dilation, and its weights are float32.
 
     Args:
         spec: Specification of the network.
@@ -200,7 +200,8 @@ def build_running_engine(
     """
     reads_values_only = not (num_features or spec.lags or spec.channels)
     is_supported = spec.scaling == "running" and spec.decoder == "block" and spec.head.kind in ("point", "quantile")
-    is_plain = set(spec.network.layer_dilations) == {1} and all(array.dtype == np.float32 for array in weights.values())
+    is_plain = set(spec.network.layer_dilations) == {1} and spec.network.cell in NUM_GATES
+    is_plain = is_plain and all(array.dtype == np.float32 for array in weights.values())
     if not (reads_values_only and is_supported and is_plain):
         return None
     _check_shapes(spec, weights)

@@ -81,7 +81,7 @@ class NumpyDense:
 
 
 class NumpyStack:
-    """`Stack` in numpy; `forecaster.model.recurrence.equations` names the sources of the cells."""
+    """`Stack` in numpy; `forecaster.model.recurrence.cells` names the sources of the cells."""
 
     def __init__(self, sizes: StackSizes, weights: Mapping[str, Float[np.ndarray, "..."]]) -> None:
         """Copies weights, given by their names in the bundle."""

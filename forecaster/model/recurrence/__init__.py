@@ -1,1 +1,1 @@
-"""One recurrent layer and its backends: the equations in torch, and a compiled kernel."""
+"""One recurrent layer: its equations cell by cell, and its backends, one in torch and one compiled."""

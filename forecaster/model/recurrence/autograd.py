@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forecaster.model.recurrence import equations
+from forecaster.model.recurrence import vectorized
 from forecaster.model.recurrence.compiled import load_compiled_backend
 from forecaster.model.recurrence.layer import Backend, LayerInputs, LayerOutputs
+from forecaster.model.recurrence.library import CELL_CODES
 
 _InDims = tuple[int | None, ...]
 
@@ -32,10 +33,11 @@ def compute_layer(layer: LayerInputs, *, backend: Backend | None = None) -> Laye
 
 
 def _fastest_backend(layer: LayerInputs) -> Backend:
-    """Returns the compiled kernel where it is available and applicable, else the equations."""
+    """Returns the compiled kernel where it is available and applicable, else torch."""
     compiled = load_compiled_backend()
-    fits = layer.inputs.device.type == "cpu" and layer.inputs.dtype == torch.float32
-    return equations if compiled is None or not fits else compiled
+    is_float32 = layer.inputs.device.type == "cpu" and layer.inputs.dtype == torch.float32
+    fits = is_float32 and layer.kind in CELL_CODES
+    return vectorized if compiled is None or not fits else compiled
 
 
 class _LayerFunction(torch.autograd.Function):

@@ -78,7 +78,7 @@ def format_pretraining_command(options: PretrainingOptions, *, out: str) -> str:
 
 def _describe_network(options: PretrainingOptions) -> str:
     network = options.network
-    cell = {"gru": "GRU", "lstm": "LSTM", "elman": "Elman"}[network.cell]
+    cell = {"gru": "GRU", "lstm": "LSTM", "elman": "Elman", "relu": "rectified Elman"}[network.cell]
     layers = "1 layer" if network.layers == 1 else f"{network.layers} layers"
     return (
         f"Its recurrence has {layers} of {network.hidden} units ({cell}), and it predicts {BASE_BLOCK} steps at once."

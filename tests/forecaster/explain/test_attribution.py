@@ -24,6 +24,7 @@ SPECS = {
     "gru": {"cell": "gru"},
     "lstm": {"cell": "lstm"},
     "elman": {"cell": "elman"},
+    "relu": {"cell": "relu"},
     "two layers, dilated": {"cell": "gru", "dilations": (1, 3)},
     "lstm, dilated": {"cell": "lstm", "dilations": (2, 3)},
     "segments": {"cell": "gru", "segment": 4, "decoder": "direct"},

@@ -42,12 +42,13 @@ def test_the_kernel_comes_first_on_the_cpu() -> None:
     assert isinstance(choose_engine(model, device="meta"), PyTorchEngine)
 
 
+@pytest.mark.parametrize("fields", [{"base": "last"}, {"cell": "relu"}])
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_what_the_kernel_does_not_support_runs_in_onnx_if_stored_and_in_pytorch_in_memory(
-    is_installed: bool, monkeypatch: pytest.MonkeyPatch
+    is_installed: bool, fields: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_choice, "find_spec", lambda name: name if is_installed else None)
-    model = make_model(base="last")
+    model = make_model(**fields)
     assert isinstance(choose_engine(store(model)), OnnxEngine if is_installed else PyTorchEngine)
     assert isinstance(choose_engine(model), PyTorchEngine)
 

@@ -1,7 +1,7 @@
 // Compiled kernel of the recurrent layers (Elman, GRU, LSTM): forward and backward over all steps, and rollouts, in float32.
 //
 // Rows are independent: each thread takes some rows through all steps. The arithmetic is in tiles.h, steps.h and rolls.h, built
-// once per instruction set; the one to use is detected at run time. equations.py computes the same layer in torch.
+// once per instruction set; the one to use is detected at run time. vectorized.py computes the same layer in torch.
 
 #if !defined(__x86_64__)
 #error "written for x86-64, with AVX2 or AVX-512: elsewhere torch computes the same"

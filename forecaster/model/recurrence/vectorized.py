@@ -1,5 +1,6 @@
-"""A recurrent layer by its equations, forward and backward, in torch: on any device and in any precision.
+"""A recurrent layer in torch for all steps at once, with a gradient written by hand: on any device and in any precision.
 
+`forecaster.model.recurrence.cells` has the same equations gate by gate; this backend exists because it is faster (decision 46).
 All inputs are projected at once. A step is one product with the recurrent weights and a few elementwise operations, and the
 weight gradients of all steps are computed at once. Steps come before rows, so that each step is contiguous in memory.
 
@@ -9,6 +10,7 @@ gradient is 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -200,7 +202,13 @@ def _lstm_backward(
     return _BackwardPass(grad_gates, grad_gates, grad_first, grad_c)
 
 
-def _elman_forward(layer: LayerInputs, preactivations: Tensor, padding: Tensor) -> _ForwardPass:
+def _elman_forward(
+    layer: LayerInputs,
+    preactivations: Tensor,
+    padding: Tensor,
+    *,
+    activate: Callable[[Tensor], Tensor] = torch.Tensor.tanh_,
+) -> _ForwardPass:
     """Elman 1990: the hidden layer reads the input and a copy of its previous activation."""
     hidden, recurrent_weights_t = layer.hidden, layer.recurrent_weights.mT
     preactivations += layer.recurrent_bias[:, None, None]
@@ -209,16 +217,24 @@ def _elman_forward(layer: LayerInputs, preactivations: Tensor, padding: Tensor) 
         *(tensor.unbind(1) for tensor in (preactivations, padding, states)), strict=True
     ):
         hidden = torch.lerp(
-            preactivations_t.baddbmm_(hidden, recurrent_weights_t).tanh_(), hidden, padding_t, out=state
+            activate(preactivations_t.baddbmm_(hidden, recurrent_weights_t)), hidden, padding_t, out=state
         )
     return _ForwardPass(states, hidden.clone(), None, ())
 
 
 def _elman_backward(
-    layer: LayerInputs, saved: tuple[Tensor, ...], grads: Tensor, _grad_cell: Tensor | None, padding: Tensor
+    layer: LayerInputs,
+    saved: tuple[Tensor, ...],
+    grads: Tensor,
+    _grad_cell: Tensor | None,
+    padding: Tensor,
+    *,
+    slope: Tensor | None = None,
 ) -> _BackwardPass:
+    """The slope of the activation at each step is that of tanh unless it is given."""
     _, _, states = saved
-    grad_gates, grad_first = (1 - states * states) * (1 - padding), torch.zeros_like(layer.hidden)
+    slope = 1 - states * states if slope is None else slope
+    grad_gates, grad_first = slope * (1 - padding), torch.zeros_like(layer.hidden)
     grad_states = [grad_first, *grads.unbind(1)]
     for step in reversed(range(grad_gates.shape[1])):
         grad, grad_gates_t = grad_states[step + 1], grad_gates[:, step].mul_(grad_states[step + 1])
@@ -226,8 +242,20 @@ def _elman_backward(
     return _BackwardPass(grad_gates, grad_gates, grad_first, None)
 
 
-_FORWARD = {"gru": _gru_forward, "lstm": _lstm_forward, "elman": _elman_forward}
-_BACKWARD = {"gru": _gru_backward, "lstm": _lstm_backward, "elman": _elman_backward}
+def _relu_forward(layer: LayerInputs, preactivations: Tensor, padding: Tensor) -> _ForwardPass:
+    """Le, Jaitly and Hinton 2015: an Elman cell with rectified units."""
+    return _elman_forward(layer, preactivations, padding, activate=torch.Tensor.relu_)
+
+
+def _relu_backward(
+    layer: LayerInputs, saved: tuple[Tensor, ...], grads: Tensor, grad_cell: Tensor | None, padding: Tensor
+) -> _BackwardPass:
+    gates = saved[0]
+    return _elman_backward(layer, saved, grads, grad_cell, padding, slope=(gates > 0).to(gates))
+
+
+_FORWARD = {"gru": _gru_forward, "lstm": _lstm_forward, "elman": _elman_forward, "relu": _relu_forward}
+_BACKWARD = {"gru": _gru_backward, "lstm": _lstm_backward, "elman": _elman_backward, "relu": _relu_backward}
 
 
 def _time_major_inputs(layer: LayerInputs) -> tuple[Float[Tensor, "member step row feature"], Tensor]:

@@ -1,0 +1,1 @@
+"""Experiments that show what recurrent networks learn, each trained and evaluated with the code of every other model."""
