@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,22 @@ RETENTION_GATE: Mapping[CellKind, str] = {"gru": "update", "lstm": "forget"}
 _NUM_PROBES = 32
 
 
+class UnitTrace(NamedTuple):
+    """The gates and states of every unit of one layer at each step of the recurrence; NaN on padding.
+
+    Attributes:
+        gates: The gates by name; empty for an Elman layer.
+        candidate: The new content; None for an Elman layer, whose state it is.
+        cell: The cell state after the step (LSTM only).
+        hidden: The hidden state after the step.
+    """
+
+    gates: Mapping[str, Float[Tensor, "segment unit"]]
+    candidate: Float[Tensor, "segment unit"] | None
+    cell: Float[Tensor, "segment unit"] | None
+    hidden: Float[Tensor, "segment unit"]
+
+
 class LayerTrace(NamedTuple):
     """The gates and states of one layer at each step.
 
@@ -41,7 +57,15 @@ class LayerTrace(NamedTuple):
 
 
 def trace_layers(model: Regressor, window: Window, rollout_state: RolloutState) -> tuple[LayerTrace, ...]:
-    """Traces the layers, lowest first, while the network reads a window of one row from a state.
+    """Traces the layers, lowest first, while the network reads a window of one row from a state."""
+    return tuple(
+        LayerTrace({name: gate.mean(1) for name, gate in units.gates.items()}, units.hidden.norm(dim=1))
+        for units in trace_units(model, window, rollout_state)
+    )
+
+
+def trace_units(model: Regressor, window: Window, rollout_state: RolloutState) -> tuple[UnitTrace, ...]:
+    """Traces every unit of the layers, lowest first, while the network reads a window of one row from a state.
 
     The gates come from the equations (`forecaster.model.recurrence.equations`), the reference for all backends.
     """
@@ -52,7 +76,8 @@ def trace_layers(model: Regressor, window: Window, rollout_state: RolloutState) 
     ) -> tuple[Tensor, RecurrentState]:
         layer_inputs = to_layer_inputs(layer, inputs, state, mask)
         outputs = equations.forward(layer_inputs, keep_for_backward=True)
-        records.append((layer_inputs.kind, tuple(stream.transpose(0, 1) for stream in outputs.saved[:2])))
+        num_streams = 3 if layer_inputs.kind == "lstm" else 2  # preactivations (now gates), hidden and cell states
+        records.append((layer_inputs.kind, tuple(stream.transpose(0, 1) for stream in outputs.saved[:num_streams])))
         return outputs.outputs, RecurrentState(
             outputs.hidden[None], None if outputs.cell is None else outputs.cell[None]
         )
@@ -60,24 +85,28 @@ def trace_layers(model: Regressor, window: Window, rollout_state: RolloutState) 
     encoded = encode_inputs(model, window, rollout_state)
     with torch.no_grad():
         model.recurrent(
-            _build_layer_inputs(model, encoded.inputs, rollout_state.static, encoded.mask),
+            build_layer_inputs(model, encoded.inputs, rollout_state.static, encoded.mask),
             rollout_state.recurrent_state,
             encoded.mask,
             run_and_record,
         )
-    steps = encoded.mask.shape[1]
-    padding = ~encoded.mask[0]
-    traces: list[LayerTrace] = []
-    for kind, streams in records:
-        preactivations, states = (interleave(stream, rows=1, steps=steps)[0] for stream in streams)
-        parts = (
-            zip(GATE_NAMES[kind], preactivations.chunk(len(GATE_NAMES[kind]), dim=1), strict=True)
-            if GATE_NAMES[kind]
-            else ()
+    steps, padding = encoded.mask.shape[1], ~encoded.mask[0]
+    return tuple(
+        _split_units(
+            kind,
+            [interleave(stream, rows=1, steps=steps)[0].masked_fill(padding[:, None], torch.nan) for stream in streams],
         )
-        gates = {name: part.mean(1).masked_fill(padding, torch.nan) for name, part in parts if name}
-        traces.append(LayerTrace(gates, states.norm(dim=1).masked_fill(padding, torch.nan)))
-    return tuple(traces)
+        for kind, streams in records
+    )
+
+
+def _split_units(kind: CellKind, streams: Sequence[Tensor]) -> UnitTrace:
+    """Names the parts of the streams of one layer: gates and candidate, hidden and cell states."""
+    activations, hidden, *cells = streams
+    names = GATE_NAMES[kind]
+    parts = dict(zip(names, activations.chunk(len(names), dim=1), strict=True)) if names else {}
+    candidate = parts.pop("", None)
+    return UnitTrace(parts, candidate, cells[0] if cells else None, hidden)
 
 
 def compute_influence(model: Regressor, window: Window, rollout_state: RolloutState) -> Float[Tensor, "segment"]:
@@ -95,7 +124,7 @@ def compute_influence(model: Regressor, window: Window, rollout_state: RolloutSt
     )
     with torch.enable_grad():
         mask, static = encoded.mask.repeat(_NUM_PROBES, 1), rollout_state.static.detach().repeat(_NUM_PROBES, 1)
-        _, final_state = model.recurrent(_build_layer_inputs(model, inputs, static, mask), state, mask)
+        _, final_state = model.recurrent(build_layer_inputs(model, inputs, static, mask), state, mask)
         flat_state = (
             final_state.hidden if final_state.cell is None else torch.cat([final_state.hidden, final_state.cell])
         )
@@ -106,7 +135,7 @@ def compute_influence(model: Regressor, window: Window, rollout_state: RolloutSt
     return influence.masked_fill(~encoded.mask[0], 0.0).float()
 
 
-def _build_layer_inputs(model: Regressor, inputs: Tensor, static: Tensor, mask: Tensor) -> Tensor:
+def build_layer_inputs(model: Regressor, inputs: Tensor, static: Tensor, mask: Tensor) -> Tensor:
     """Returns the inputs of the lowest layer, as `Regressor.run_recurrence` builds them."""
     if model.groups:
         inputs = torch.cat([inputs, static[:, None].expand(-1, inputs.shape[1], -1)], dim=-1)
