@@ -22,7 +22,7 @@ from forecaster.prediction.predictor import Predictor
 from forecaster.series import Series
 from forecaster.shapes import Float64
 
-MAX_LAGS = 512  # steps of the recurrence over which memory is measured at most
+MAX_LAGS = 256  # steps of the recurrence over which memory is measured at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,8 @@ class MemoryDecay:
     @property
     def overall_influence(self) -> Float64[np.ndarray, "lag"]:
         """The root mean square over all units: the Frobenius norm of the Jacobian over the square root of their number."""
-        return np.sqrt(np.square(self.influence).mean(axis=(0, 1)))
+        overall: np.ndarray = np.sqrt(np.square(self.influence).mean(axis=(0, 1)))
+        return overall
 
     @property
     def half_life(self) -> float | None:
@@ -71,7 +72,7 @@ class MemoryDecay:
     @property
     def window(self) -> int:
         """The number of time points over which the decay was measured."""
-        return self.segment * (self.influence.shape[2] - 1)
+        return self.segment * (int(self.influence.shape[2]) - 1)
 
 
 def find_half_life(influence: Float64[np.ndarray, "lag"], *, segment: int = 1) -> float | None:
@@ -150,9 +151,7 @@ def _select_units(model: Regressor, state: RecurrentState) -> RecurrentState:
     return RecurrentState(hidden, None if state.cell is None else torch.zeros_like(hidden))
 
 
-def _carry_back(
-    model: Regressor, inputs: Tensor, earlier: RecurrentState, gradients: RecurrentState
-) -> RecurrentState:
+def _carry_back(model: Regressor, inputs: Tensor, earlier: RecurrentState, gradients: RecurrentState) -> RecurrentState:
     """Returns the derivatives with respect to the state before one step, given those with respect to the state after it."""
     rows = gradients.hidden.shape[1]
     leaves = [part.detach().repeat(1, rows, 1).requires_grad_() for part in earlier if part is not None]

@@ -1,4 +1,4 @@
-"""Traces of single units: gates, candidate, cell and hidden state of every unit over time, as a table and as an xarray Dataset."""
+"""Traces of single units: gates, candidate, cell and hidden state over time, as a table and as an xarray Dataset."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def build_state_dataset(traces: Sequence[StateTrace]) -> xarray.Dataset:
 
     ids = list(dict.fromkeys(trace.id for trace in traces))
     members = sorted({trace.member for trace in traces})
-    ds = traces[0].ds
+    ds: Timestamps = traces[0].ds
     for trace in traces[1:]:
         ds = ds.union(trace.ds)
     variables = {}
@@ -220,11 +220,13 @@ def build_state_dataset(traces: Sequence[StateTrace]) -> xarray.Dataset:
             )
         variables[quantity] = (("unique_id", "member", "ds", "layer", "unit"), cube)
     layers, _, units = traces[0].quantities["hidden"].shape
-    zone = ds.tz if isinstance(ds, pd.DatetimeIndex) else None
+    zone = None
+    if isinstance(ds, pd.DatetimeIndex) and ds.tz is not None:  # xarray has no timestamps with a zone
+        zone, ds = ds.tz, ds.tz_convert("UTC").tz_localize(None)
     coordinates = {
         "unique_id": ids,
         "member": members,
-        "ds": ds if zone is None else ds.tz_convert("UTC").tz_localize(None),
+        "ds": ds,
         "layer": np.arange(1, layers + 1),
         "unit": np.arange(1, units + 1),
     }
