@@ -60,13 +60,13 @@ class NetworkStates:
         """Returns which reference signals the units follow over the series, beside a baseline of chance.
 
         Args:
-            rate: Expected share of chance findings among what is reported.
+            rate: Probability that anything at all is reported by chance.
         """
         from forecaster.explain.atlas import build_atlas
 
         if not 0 < rate < 1:
             raise InputError(
-                f"Expected `rate` between 0 and 1; found {rate!r}. Write 0.05 for one chance finding among twenty.",
+                f"Expected `rate` between 0 and 1; found {rate!r}. Write 0.05 for one chance in twenty.",
                 where="rate",
             )
         return build_atlas(self.traces, season=self.model.season, rate=rate)

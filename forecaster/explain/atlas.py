@@ -23,8 +23,8 @@ MIN_STRETCHES = 8  # that the permutation of series exchanges; fewer series are 
 MIN_STRETCH_STEPS = 8
 MIN_BLOCKS, MAX_BLOCKS = 5, 20  # of whole cycles, within which the clock is set to a random time
 MAX_HARMONICS = 3
-RATE = 0.05  # expected share of chance findings among what is reported (false discovery rate)
-_MIN_PERMUTATIONS, _MAX_PERMUTATIONS = 1999, 19_999
+RATE = 0.05  # probability that anything at all is reported by chance (family-wise error rate)
+_PERMUTATIONS = 4999
 _CHUNK = 256  # permutations at once
 
 
@@ -37,6 +37,8 @@ class Association(NamedTuple):
         sign: Sign of the coefficient; 0 for a cycle, which has several.
         chance: 95 % quantile of the share in the baseline; NaN if the data allow no baseline.
         p: Share of the baseline with at least this share of variance; NaN if the data allow no baseline.
+        p_signal: p, corrected over all units: the share of the baseline in which any unit exceeds its own mean share by as large
+            a factor (the single-step maxT of Westfall and Young 1993).
     """
 
     signal: str
@@ -44,6 +46,7 @@ class Association(NamedTuple):
     sign: Float64[np.ndarray, "unit"]
     chance: Float64[np.ndarray, "unit"]
     p: Float64[np.ndarray, "unit"]
+    p_signal: Float64[np.ndarray, "unit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +55,10 @@ class Atlas:
 
     Attributes:
         table: One row per member, unit and signal: `member, layer, unit, signal, share, sign, chance, p, p_adjusted, follows`.
-            `p_adjusted` corrects p over all units and signals (Benjamini and Hochberg 1995). `follows` is True for the signal
-            with the largest share among those whose `p_adjusted` is at most the rate.
+            `p_adjusted` corrects p over all units, signals and members. `follows` is True for the signal with the largest share
+            among those whose `p_adjusted` is at most the rate.
         num_series: Number of series.
-        rate: Expected share of chance findings among what is reported.
+        rate: Probability that anything at all is reported by chance.
         notes: What limits the reading.
     """
 
@@ -94,23 +97,22 @@ def build_atlas(traces: Sequence[StateTrace], *, season: int, rate: float = RATE
     Args:
         traces: Traces of all members for several series of one frequency.
         season: Steps of a season.
-        rate: Expected share of chance findings among what is reported.
+        rate: Probability that anything at all is reported by chance.
         seed: Seed of the permutations.
     """
     members = sorted({trace.member for trace in traces})
     by_member = {member: [trace for trace in traces if trace.member == member] for member in members}
     first = by_member[members[0]]
     clocks = list_clocks(first[0].series, season=season, segment=first[0].segment)
-    tests = len(members) * len(list_units(first[0])) * (7 + len(clocks))
-    permutations = int(np.clip(20 * tests, _MIN_PERMUTATIONS, _MAX_PERMUTATIONS))
     tables = []
     for member, member_traces in by_member.items():
         rng = np.random.default_rng([seed, member])
         units = list_units(member_traces[0])
-        associations = list(_associate(member_traces, clocks, season=season, permutations=permutations, rng=rng))
+        associations = list(_associate(member_traces, clocks, season=season, permutations=_PERMUTATIONS, rng=rng))
         tables += [_to_table(association, units, member) for association in associations]
     table = pd.concat(tables, ignore_index=True)
-    table["p_adjusted"] = adjust_false_discoveries(table["p"].to_numpy())
+    num_families = table.loc[table["p"].notna(), ["member", "signal"]].drop_duplicates().shape[0]
+    table["p_adjusted"] = (table.pop("p_signal") * num_families).clip(upper=1.0)  # Bonferroni over signals and members
     table["follows"] = _find_leading(table, rate)
     return Atlas(table, len(first), rate, tuple(_describe_limits(table, clocks, len(first), season, first[0].segment)))
 
@@ -143,7 +145,7 @@ def associate_series(
     count, units = len(pieces), states[0].shape[1]
     if count < MIN_STRETCHES:
         empty = np.full(units, np.nan)
-        yield from (Association(name, empty, empty, empty, empty) for name in names)
+        yield from (Association(name, *[empty] * 5) for name in names)
         return
     state_scores = np.stack([_standardise(piece[0]) for piece in pieces])
     signal_scores = np.stack([_standardise(piece[1]) for piece in pieces])
@@ -184,7 +186,7 @@ def associate_time(
     observed = by_series.mean(axis=0)
     if len(by_series) < MIN_STRETCHES:
         missing = np.full(len(observed), np.nan)
-        return Association("time", np.square(observed), np.sign(observed), missing, missing)
+        return Association("time", np.square(observed), np.sign(observed), missing, missing, missing)
     signs = rng.choice([-1.0, 1.0], size=(permutations, len(by_series)))
     return _compare("time", np.square(observed), np.sign(observed), np.square(signs @ by_series / len(by_series)))
 
@@ -218,7 +220,7 @@ def associate_clock(
     missing = np.full(units, np.nan)
     cycles = int((grid.max() - grid.min() + 1) / period) if len(grid) else 0
     if cycles < MIN_BLOCKS:
-        return Association(clock.name, missing, missing, missing, missing)
+        return Association(clock.name, *[missing] * 5)
     num_blocks = min(MAX_BLOCKS, cycles)
     blocks = np.minimum((grid - grid.min()) // period // (cycles / num_blocks), num_blocks - 1).astype(np.int64)
     offsets = rng.integers(0, max(2, round(period)), size=(permutations, num_blocks))
@@ -234,16 +236,6 @@ def associate_clock(
     return _compare(clock.name, observed, np.zeros(units), null)
 
 
-def adjust_false_discoveries(p: Float64[np.ndarray, "test"]) -> Float64[np.ndarray, "test"]:
-    """Adjusts p values for the false discovery rate (Benjamini and Hochberg 1995); NaN where there was no test."""
-    adjusted = np.full(len(p), np.nan)
-    tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
-    adjusted[order] = np.minimum(1.0, np.minimum.accumulate(scaled[::-1])[::-1])
-    return adjusted
-
-
 def _compare(
     signal: str,
     share: Float64[np.ndarray, "unit"],
@@ -251,8 +243,12 @@ def _compare(
     null: Float64[np.ndarray, "permutation unit"],
 ) -> Association:
     """Completes an association with its baseline; the data themselves count as one permutation, so that p is never 0."""
-    p = (1 + (null >= share * (1 - 1e-9)).sum(axis=0)) / (1 + len(null))
-    return Association(signal, share, sign, np.quantile(null, 0.95, axis=0), p)
+    reached = share * (1 - 1e-9)
+    p = (1 + (null >= reached).sum(axis=0)) / (1 + len(null))
+    mean = np.maximum(null.mean(axis=0), 1e-12)
+    largest = np.sort((null / mean).max(axis=1))
+    exceeding = len(null) - np.searchsorted(largest, reached / mean)
+    return Association(signal, share, sign, np.quantile(null, 0.95, axis=0), p, (1 + exceeding) / (1 + len(null)))
 
 
 def _cut_stretches(

@@ -203,8 +203,8 @@ def _find_steps(trace: StateTrace, start: Timestamp, end: Timestamp) -> Int[np.n
     if not len(steps):
         raise InputError(
             f"Expected a stretch with a step of the network in {trace.id!r}; {format_timestamp(start)} to "
-            f"{format_timestamp(end)} has none. The network reads it from {format_timestamp(ds[0])} to {format_timestamp(ds[-1])}, {trace.segment} time "
-            "points in one step. Choose a stretch within it.",
+            f"{format_timestamp(end)} has none. The network reads it from {format_timestamp(ds[0])} to "
+            f"{format_timestamp(ds[-1])}, {trace.segment} time points in one step. Choose a stretch within it.",
             where="start",
         )
     return steps
