@@ -46,7 +46,7 @@ def plot_memory(decays: Sequence[MemoryDecay], *, season: int, context: int) -> 
         season: Steps of a season, which is marked.
         context: Steps of history that the network was trained on, which are marked.
     """
-    figure = Figure(figsize=(10, 3.8), dpi=110, layout="constrained")
+    figure = Figure(figsize=(10, 4.1), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     style_axes(left, "influence of the state at each lag on the final state")
     window = max(decay.window for decay in decays)
@@ -66,7 +66,6 @@ def plot_memory(decays: Sequence[MemoryDecay], *, season: int, context: int) -> 
     left.set_ylim(1e-3, max(2.0, 1.3 * largest))
     left.set_xlim(0, window)
     left.set(xlabel="lag, steps", ylabel="influence")
-    left.legend(frameon=False, fontsize=8, loc="upper right")
     style_axes(right, "half-life of each unit")
     right.axhline(window, color=GRID_COLOR, linewidth=6, label="beyond the window")
     _mark(right.axhline, season=season, context=context, window=window)
@@ -74,7 +73,11 @@ def plot_memory(decays: Sequence[MemoryDecay], *, season: int, context: int) -> 
     right.set_ylim(0, 1.25 * window)
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.set(xlabel="unit, in order", ylabel="steps")
-    right.legend(frameon=False, fontsize=8, loc="upper left")
+    handles = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
+    handles |= dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
+    figure.legend(
+        handles.values(), handles.keys(), frameon=False, fontsize=8, loc="outside lower center", ncols=len(handles)
+    )
     return figure
 
 
