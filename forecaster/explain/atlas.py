@@ -22,9 +22,8 @@ from forecaster.shapes import Bool, Float64, Int
 MIN_STRETCHES = 8  # that the permutation of series exchanges; fewer series are cut into several
 MIN_STRETCH_STEPS = 8
 MIN_BLOCKS, MAX_BLOCKS = 5, 20  # of whole cycles, within which the clock is set to a random time
-MAX_HARMONICS = 3
 RATE = 0.05  # probability that anything at all is reported by chance (family-wise error rate)
-_PERMUTATIONS = 4999
+PERMUTATIONS = 4999
 _CHUNK = 256  # permutations at once
 
 
@@ -37,8 +36,9 @@ class Association(NamedTuple):
         sign: Sign of the coefficient; 0 for a cycle, which has several.
         chance: 95 % quantile of the share in the baseline; NaN if the data allow no baseline.
         p: Share of the baseline with at least this share of variance; NaN if the data allow no baseline.
-        p_signal: p, corrected over all units: the share of the baseline in which any unit exceeds its own mean share by as large
-            a factor (the single-step maxT of Westfall and Young 1993).
+        p_signal: p, corrected over all units: the share of the baseline in which any unit reaches as large a score (the
+            single-step maxT of Westfall and Young 1993). The score is Fisher's z of the root of the share, over its root mean
+            square in the baseline of the unit.
     """
 
     signal: str
@@ -85,7 +85,9 @@ class Atlas:
         return len(self.table[["member", "layer", "unit"]].drop_duplicates())
 
 
-def build_atlas(traces: Sequence[StateTrace], *, season: int, rate: float = RATE, seed: int = 0) -> Atlas:
+def build_atlas(
+    traces: Sequence[StateTrace], *, season: int, rate: float = RATE, permutations: int = PERMUTATIONS, seed: int = 0
+) -> Atlas:
     """Measures what each unit follows over several series, against baselines of chance.
 
     The baseline of value, level, trend, volatility, zeros and gaps exchanges the series: the states of each series are paired
@@ -98,6 +100,7 @@ def build_atlas(traces: Sequence[StateTrace], *, season: int, rate: float = RATE
         traces: Traces of all members for several series of one frequency.
         season: Steps of a season.
         rate: Probability that anything at all is reported by chance.
+        permutations: Number of permutations of each baseline. Fewer than signals times members over the rate find nothing.
         seed: Seed of the permutations.
     """
     members = sorted({trace.member for trace in traces})
@@ -108,7 +111,7 @@ def build_atlas(traces: Sequence[StateTrace], *, season: int, rate: float = RATE
     for member, member_traces in by_member.items():
         rng = np.random.default_rng([seed, member])
         units = list_units(member_traces[0])
-        associations = list(_associate(member_traces, clocks, season=season, permutations=_PERMUTATIONS, rng=rng))
+        associations = list(_associate(member_traces, clocks, season=season, permutations=permutations, rng=rng))
         tables += [_to_table(association, units, member) for association in associations]
     table = pd.concat(tables, ignore_index=True)
     num_families = table.loc[table["p"].notna(), ["member", "signal"]].drop_duplicates().shape[0]
@@ -213,7 +216,6 @@ def associate_clock(
         rng: Source of the random clocks.
     """
     units, period = states[0].shape[1], clock.period
-    harmonics = [order for order in range(1, MAX_HARMONICS + 1) if order <= period / 2]
     parts = [_subtract_cycle_mean(values, grid, period) for values, grid in zip(states, positions, strict=True)]
     changes = np.concatenate([np.diff(part[0], axis=0) for part in parts])
     grid = np.concatenate([part[1][1:] for part in parts])
@@ -225,7 +227,7 @@ def associate_clock(
     blocks = np.minimum((grid - grid.min()) // period // (cycles / num_blocks), num_blocks - 1).astype(np.int64)
     offsets = rng.integers(0, max(2, round(period)), size=(permutations, num_blocks))
     observed, null = np.zeros(units), np.zeros((permutations, units))
-    for order in harmonics:
+    for order in clock.orders:
         angle = 2 * np.pi * order / period
         waves = changes * (np.exp(-1j * angle * grid) / (1 - np.exp(-1j * angle)))[:, None]
         sums = np.zeros((num_blocks, units), dtype=np.complex128)
@@ -245,10 +247,17 @@ def _compare(
     """Completes an association with its baseline; the data themselves count as one permutation, so that p is never 0."""
     reached = share * (1 - 1e-9)
     p = (1 + (null >= reached).sum(axis=0)) / (1 + len(null))
-    mean = np.maximum(null.mean(axis=0), 1e-12)
-    largest = np.sort((null / mean).max(axis=1))
-    exceeding = len(null) - np.searchsorted(largest, reached / mean)
+    null_scores, scores = _fisher_scores(null), _fisher_scores(reached)
+    spread = np.maximum(np.sqrt(np.square(null_scores).mean(axis=0)), 1e-9)
+    largest = np.sort((null_scores / spread).max(axis=1))
+    exceeding = len(null) - np.searchsorted(largest, scores / spread)
     return Association(signal, share, sign, np.quantile(null, 0.95, axis=0), p, (1 + exceeding) / (1 + len(null)))
+
+
+def _fisher_scores(share: Float64[np.ndarray, "*permutation unit"]) -> Float64[np.ndarray, "*permutation unit"]:
+    """Returns the z of a correlation (Fisher 1915), given its square."""
+    scores: np.ndarray = np.arctanh(np.sqrt(np.clip(share, 0.0, 1 - 1e-12)))
+    return scores
 
 
 def _cut_stretches(

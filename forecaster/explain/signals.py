@@ -31,6 +31,7 @@ _MIN_WINDOW = 8  # steps of the level of data without a season
 _YEAR_SECONDS = 365.2425 * 86_400
 _CYCLE_SECONDS = {"day": 86_400.0, "week": 7 * 86_400.0, "year": _YEAR_SECONDS}
 _STEPS_OF_YEAR = {"MS": 12, "ME": 12, "BMS": 12, "BME": 12, "QS": 4, "QE": 4, "BQS": 4, "BQE": 4}
+MAX_HARMONICS = 3
 _MIN_SHARE = 0.02  # of zeros or gaps, from which they are a signal
 
 
@@ -76,28 +77,52 @@ class Clock(NamedTuple):
     Attributes:
         name: Its name in MEANINGS.
         period: Its length in steps of the recurrence.
+        orders: The harmonics that are its own: at most three, without those that are the first of a shorter cycle.
     """
 
     name: str
     period: float
+    orders: tuple[int, ...]
 
 
 def list_clocks(series: Series, *, season: int, segment: int) -> list[Clock]:
     """Returns the cycles of at least two steps of the recurrence: the season, and those of the calendar that differ from it."""
-    clocks = [Clock("season", season / segment)] if season / segment >= 2 else []
-    step = parse_frequency(series.freq)
+    periods = {"season": float(season)}
+    periods |= {
+        name: period
+        for name, period in _list_calendar_periods(series.freq).items()
+        if not _agree(period, float(season))
+    }
+    periods = {name: period / segment for name, period in periods.items() if period / segment >= 2}
+    return [
+        Clock(
+            name,
+            period,
+            tuple(
+                order
+                for order in range(1, MAX_HARMONICS + 1)
+                if order <= period / 2
+                and not any(_agree(period / order, other) for other in periods.values() if other < 0.99 * period)
+            ),
+        )
+        for name, period in periods.items()
+    ]
+
+
+def _list_calendar_periods(freq: str) -> dict[str, float]:
+    """Returns the cycles of the calendar in steps of a frequency; none for integers and for steps of unequal length."""
+    step = parse_frequency(freq)
     if isinstance(step, int):
-        return clocks
+        return {}
     seconds = step_seconds(step)
     if seconds is not None:
-        periods = {name: cycle / seconds for name, cycle in _CYCLE_SECONDS.items()}
-    else:
-        in_year = _STEPS_OF_YEAR.get(step.rule_code.split("-")[0])
-        periods = {} if in_year is None else {"year": in_year / step.n}
-    for name, period in periods.items():
-        if period / segment >= 2 and abs(period / season - 1) > 0.01:
-            clocks.append(Clock(name, period / segment))
-    return clocks
+        return {name: cycle / seconds for name, cycle in _CYCLE_SECONDS.items()}
+    in_year = _STEPS_OF_YEAR.get(step.rule_code.split("-")[0])
+    return {} if in_year is None else {"year": in_year / step.n}
+
+
+def _agree(period: float, other: float) -> bool:
+    return abs(period / other - 1) <= 0.01
 
 
 def align_steps(traces: Sequence[StateTrace]) -> list[Int[np.ndarray, "_"]]:

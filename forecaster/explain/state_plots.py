@@ -54,7 +54,7 @@ def plot_memory(decays: Sequence[MemoryDecay], *, season: int, context: int) -> 
         lags = decay.segment * np.arange(decay.influence.shape[2])
         color = FORECASTER_COLORS[number % len(FORECASTER_COLORS)]
         units = decay.influence.reshape(-1, len(lags))
-        left.plot(lags, units.T, color=MEASURE_COLOR, linewidth=0.5, alpha=max(0.1, 8 / len(units)))
+        left.plot(lags, units.T, color=MEASURE_COLOR, linewidth=0.5, alpha=min(0.6, max(0.15, 12 / len(units))))
         label = "all units" if len(decays) == 1 else f"all units of member {decay.member}"
         left.plot(lags, decay.overall_influence, color=color, linewidth=2, label=label)
         finite = np.sort(np.minimum(decay.half_lives.reshape(-1), 1.08 * window))
