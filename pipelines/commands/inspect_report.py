@@ -79,7 +79,7 @@ def _render_contributions(inspection: Inspection) -> Iterator[str]:
             f"{format_timestamp(timestamp_at(explanation.ds, largest))}. Below: influence, gates and norm of the state.",
             f"Baseline {explanation.baseline:.4g} plus all contributions is the mean forecast {explanation.forecast:.4g} over "
             f"{explanation.horizon} steps. Gates and norms are means over the units of a layer.",
-            "The baseline, a history that scaling maps to zeros, is a choice: another one gives other contributions. They "
+            "The baseline, the forecast of a history without news, is a choice: another one gives other contributions. They "
             "describe the network, not the cause of the data. A mean gate hides units that do the opposite.",
         )
     )
