@@ -35,6 +35,7 @@ EXTRA_OF_MODULE = {
     "statsforecast": "baselines",
     "torch": "train",
     "uvicorn": "serve",
+    "xarray": "explain",
     "yaml": "cli",
 }
 

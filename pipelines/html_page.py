@@ -25,7 +25,10 @@ th, td { text-align: left; padding: .35rem .6rem; vertical-align: top; }
 th { border-bottom: 2px solid var(--line); } td { border-bottom: 1px solid var(--line); }
 td.number, th.number { text-align: right; white-space: nowrap; } td.best { font-weight: 600; color: var(--good); }
 .passed { color: var(--good); } .failed { color: var(--bad); font-weight: 600; } .not { color: var(--faint); }
-img { max-width: 100%; } code { font-size: .92em; }
+img { max-width: 100%; } code { font-size: .92em; } a { color: inherit; }
+nav a { margin-right: 1rem; } figure { margin: 1rem 0; } figcaption p { margin: .3rem 0; }
+:focus-visible { outline: 3px solid #c2410c; outline-offset: 2px; }
+.skip { position: absolute; left: -99rem; } .skip:focus { position: static; }
 """
 
 

@@ -34,6 +34,7 @@ from forecaster.api.messages import (
 from forecaster.api.pretrained import PretrainedOptions
 from forecaster.api.reading import DataReader, PanelInput
 from forecaster.api.symbols import build_probability_table, decode_columns
+from forecaster.api.states import NetworkStates
 from forecaster.api.tables import (
     MODEL_COLUMN,
     Levels,
@@ -450,6 +451,46 @@ class Forecaster:
             model, series, horizon=int(horizon or model.spec.horizon), steps=min(steps, MAX_EXPLAINED_STEPS)
         )
         return ForecastExplanation(explanation, style)
+
+    @with_argument_names
+    def trace(
+        self,
+        df: Any = None,
+        *,
+        unique_id: Any = None,
+        X_df: Any = None,  # noqa: N803
+        whole_history: bool = False,
+    ) -> NetworkStates:
+        """Traces every unit of the network while it reads series: gates, candidate, cell and hidden state over time.
+
+        Series that cannot be forecast are left out with a `DataWarning`; if there is no other, the error of the first is raised.
+
+        Args:
+            df: The histories; by default those of the fit.
+            unique_id: The series, one id or several; by default all.
+            X_df: The future of the covariates, as for `predict`.
+            whole_history: Whether a network that reads windows is traced over all of a history, window after window, rather
+                than over the last window alone, from which it forecasts.
+        """
+        require_training()
+        from forecaster.explain.states import trace_states
+
+        self._require_model()
+        panel, style, _ = self._read_histories(df, X_df)
+        predictor = self._get_predictor(panel)
+        chosen = set(
+            select_ids([item.id for item in panel.series], unique_id, max_ids=len(panel.series), argument="unique_id")
+        )
+        requested = [item for item in panel.series if item.id in chosen]
+        errors = [predictor.find_error(item, 1) for item in requested]
+        series = [item for item, error in zip(requested, errors, strict=True) if error is None]
+        failed = [error for error in errors if error is not None]
+        if not series:
+            raise failed[0]
+        if failed:
+            warn_about_data([f"{len(failed)} of {len(requested)} series were left out. {failed[0].message}"])
+        model = _to_fitted_model(predictor.fitted_model)
+        return NetworkStates(trace_states(model, series, whole_history=whole_history), model, style)
 
     @with_argument_names
     def save(self, path: str | os.PathLike[str], *, histories: bool = False, overwrite: bool = False) -> Path:

@@ -22,6 +22,22 @@ RETENTION_GATE: Mapping[CellKind, str] = {"gru": "update", "lstm": "forget"}
 _NUM_PROBES = 32
 
 
+class UnitTrace(NamedTuple):
+    """The gates and states of every unit of one layer at each step of the recurrence; NaN on padding.
+
+    Attributes:
+        gates: The gates by name; empty for an Elman layer.
+        candidate: The new content; None for an Elman layer, whose state it is.
+        cell: The cell state after the step (LSTM only).
+        hidden: The hidden state after the step.
+    """
+
+    gates: Mapping[str, Float[Tensor, "segment unit"]]
+    candidate: Float[Tensor, "segment unit"] | None
+    cell: Float[Tensor, "segment unit"] | None
+    hidden: Float[Tensor, "segment unit"]
+
+
 class LayerTrace(NamedTuple):
     """The gates and states of one layer at each step.
 
@@ -35,7 +51,15 @@ class LayerTrace(NamedTuple):
 
 
 def trace_layers(model: Regressor, window: Window, rollout_state: RolloutState) -> tuple[LayerTrace, ...]:
-    """Traces the layers, lowest first, while the network reads a window of one row from a state.
+    """Traces the layers, lowest first, while the network reads a window of one row from a state."""
+    return tuple(
+        LayerTrace({name: gate.mean(1) for name, gate in units.gates.items()}, units.hidden.norm(dim=1))
+        for units in trace_units(model, window, rollout_state)
+    )
+
+
+def trace_units(model: Regressor, window: Window, rollout_state: RolloutState) -> tuple[UnitTrace, ...]:
+    """Traces every unit of the layers, lowest first, while the network reads a window of one row from a state.
 
     The gates come from the cells (`forecaster.model.recurrence.cells`), the reference for all backends.
     """
@@ -53,19 +77,20 @@ def trace_layers(model: Regressor, window: Window, rollout_state: RolloutState) 
     encoded = encode_inputs(model, window, rollout_state)
     with torch.no_grad():
         model.recurrent(
-            _build_layer_inputs(model, encoded.inputs, rollout_state.static, encoded.mask),
+            build_layer_inputs(model, encoded.inputs, rollout_state.static, encoded.mask),
             rollout_state.recurrent_state,
             encoded.mask,
             run_and_record,
         )
-    steps = encoded.mask.shape[1]
-    padding = ~encoded.mask[0]
-    traces: list[LayerTrace] = []
+    steps, padding = encoded.mask.shape[1], ~encoded.mask[0]
+    traces = []
     for record in records:
-        streams = record._asdict()
-        parts = {name: interleave(stream, rows=1, steps=steps)[0] for name, stream in streams.items()}
-        gates = {name: parts[name].mean(1).masked_fill(padding, torch.nan) for name in record.gate_names}
-        traces.append(LayerTrace(gates, parts["hidden"].norm(dim=1).masked_fill(padding, torch.nan)))
+        parts = {
+            name: interleave(stream, rows=1, steps=steps)[0].masked_fill(padding[:, None], torch.nan)
+            for name, stream in record._asdict().items()
+        }
+        gates = {name: parts[name] for name in record.gate_names}
+        traces.append(UnitTrace(gates, parts.get("candidate"), parts.get("cell"), parts["hidden"]))
     return tuple(traces)
 
 
@@ -84,7 +109,7 @@ def compute_influence(model: Regressor, window: Window, rollout_state: RolloutSt
     )
     with torch.enable_grad():
         mask, static = encoded.mask.repeat(_NUM_PROBES, 1), rollout_state.static.detach().repeat(_NUM_PROBES, 1)
-        _, final_state = model.recurrent(_build_layer_inputs(model, inputs, static, mask), state, mask)
+        _, final_state = model.recurrent(build_layer_inputs(model, inputs, static, mask), state, mask)
         flat_state = (
             final_state.hidden if final_state.cell is None else torch.cat([final_state.hidden, final_state.cell])
         )
@@ -95,7 +120,7 @@ def compute_influence(model: Regressor, window: Window, rollout_state: RolloutSt
     return influence.masked_fill(~encoded.mask[0], 0.0).float()
 
 
-def _build_layer_inputs(model: Regressor, inputs: Tensor, static: Tensor, mask: Tensor) -> Tensor:
+def build_layer_inputs(model: Regressor, inputs: Tensor, static: Tensor, mask: Tensor) -> Tensor:
     """Returns the inputs of the lowest layer, as `Regressor.run_recurrence` builds them."""
     if model.groups:
         inputs = torch.cat([inputs, static[:, None].expand(-1, inputs.shape[1], -1)], dim=-1)

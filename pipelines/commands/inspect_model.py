@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +20,15 @@ from pipelines.commands.options import (
 
 if TYPE_CHECKING:
     from forecaster.explain.attribution import Explanation
+    from forecaster.explain.inspection import Stretch
+    from forecaster.explain.memory import MemoryDecay
+    from forecaster.explain.similar import SimilarStretches
+    from forecaster.prediction.fitted_model import FittedModel
+    from forecaster.series import Series
 
 _ROOT_OPTIONS, _DATA_OPTIONS, _SEASON_OPTIONS = RootOptions(), DataOptions(), SeasonOptions()
 _MAX_ATTRIBUTIONS = 5  # attributions that are printed
+_MAX_UNITS = 5  # names of units that are printed
 
 
 def inspect(
@@ -33,6 +40,8 @@ def inspect(
     steps: int = 256,
     plot: Path | None = None,
     out: Path | None = None,
+    html: Path | None = None,
+    like: str | None = None,
     data_options: DataOptions = _DATA_OPTIONS,
     season_options: SeasonOptions = _SEASON_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
@@ -55,11 +64,17 @@ def inspect(
         A file (x.png, .svg or .pdf) for a plot of the explanation.
     out
         File for a table with one row per step (CSV or Parquet).
+    html
+        File for a self-contained report: the forecast, its explanation, the memory of the network, what its units follow over
+        the series of the data, and the stretches of --like.
+    like
+        A stretch START..END of the series (END is not part of it): the moments of other series at which the same units are on.
     """
     from forecaster.bundle import artifact
     from forecaster.bundle.pretrained.base import BASE_FOLDER, specialize_to_panel
     from forecaster.data.symbols import refuse_symbols
     from forecaster.explain.attribution import MAX_STEPS, explain
+    from forecaster.explain.memory import measure_memory
     from forecaster.prediction.bounds import Bounds
     from pipelines.sources import read_panel
 
@@ -69,7 +84,7 @@ def inspect(
             f"Expected --steps from 1 to {MAX_STEPS}; found {steps}. Use a number in this range.", where="steps"
         )
     validate_table_paths(out=out)
-    validate_output_paths(plot=plot)
+    validate_output_paths(plot=plot, html=html)
     source = data_options.to_data_source(data)
     folder, now = resolve_bundle(model, root_options), datetime.now(UTC)
     season_options.validate([folder])
@@ -87,10 +102,12 @@ def inspect(
         raise BadId(
             f"Expected --series with the id of a series in the data; found {series!r}. Use another id.", where="series"
         )
+    stretch = None if like is None else _parse_stretch(like, matches[0])
     explanation = explain(fitted, matches[0], horizon=horizon, steps=steps)
     for note in explanation.notes:
         warn(note)
     _print_explanation(explanation)
+    _print_memory(measure_memory(fitted, matches[0]), fitted)
     print(f"{'bounds':14}{Bounds.from_facts(fitted.spec, fitted.facts).describe()}")
     if plot is not None or out is not None:
         from forecaster.explain.plots import build_explanation_table, plot_explanation
@@ -98,6 +115,67 @@ def inspect(
         write_table(out, lambda: build_explanation_table(explanation))
         if plot is not None:
             plot_explanation(explanation, title=f"{fitted.spec.name}: {explanation.id}").savefig(plot)
+    if html is not None:
+        from forecaster.explain.inspection import inspect_forecast
+        from pipelines.commands.inspect_report import render_inspection_html
+
+        inspection = inspect_forecast(fitted, panel.series, matches[0], explanation, stretch=stretch)
+        if inspection.similar is not None:
+            _print_similar(inspection.similar)
+        html.write_text(render_inspection_html(inspection), encoding="utf-8")
+    elif stretch is not None:
+        _print_similar(_find_similar(fitted, panel.series, matches[0], stretch))
+
+
+def _parse_stretch(text: str, series: Series) -> Stretch:
+    """Parses START..END as timestamps of a series; raises InputError."""
+    from forecaster.explain.inspection import Stretch
+    from forecaster.explain.similar import parse_bounds
+
+    start, separator, end = text.partition("..")
+    if not separator:
+        raise InputError(
+            f"Expected --like START..END, two timestamps of the series with two dots between them; found {text!r}. Write, for "
+            "instance, --like 2024-01-01..2024-02-01.",
+            where="like",
+        )
+    return Stretch(*parse_bounds(series, start, end))
+
+
+def _find_similar(
+    model: FittedModel, available: Sequence[Series], series: Series, stretch: Stretch
+) -> SimilarStretches:
+    from forecaster.explain.inspection import select_series
+    from forecaster.explain.similar import find_similar
+    from forecaster.explain.states import trace_states
+
+    traces = trace_states(model, select_series(model, available, series), whole_history=True)
+    return find_similar(traces, series.id, start=stretch.start, end=stretch.end)
+
+
+def _print_memory(decays: Sequence[MemoryDecay], model: FittedModel) -> None:
+    """Prints the half-life of the memory of each member beside the season and the context."""
+    import numpy as np
+
+    from forecaster.explain.memory import describe_half_life
+
+    for decay in decays:
+        name = "memory" if len(decays) == 1 else f"memory {decay.member}"
+        lives = decay.half_lives
+        endless = int(np.isinf(lives).sum())
+        beyond = f", {endless} of {lives.size} units beyond the window of {decay.window} steps" if endless else ""
+        print(
+            f"{name:14}half-life of the state {describe_half_life(decay)} (median unit {np.median(lives):.3g}{beyond}); season "
+            f"{model.season}, context {model.spec.context}"
+        )
+
+
+def _print_similar(found: SimilarStretches) -> None:
+    from forecaster.explain.similar import build_match_table
+
+    shown = ", ".join(found.selected[:_MAX_UNITS]) + (" and others" if len(found.selected) > _MAX_UNITS else "")
+    print(f"{'selected':14}{len(found.selected)} units are on throughout: {shown}")
+    print(build_match_table(found).to_string(index=False))
 
 
 def _print_explanation(explanation: Explanation) -> None:

@@ -1,4 +1,4 @@
-"""The programs of docs/first-steps.md and docs/python.md: they run as they are printed, and have as many lines as they say."""
+"""The programs of docs/first-steps.md, docs/explaining.md and docs/python.md: they run as they are printed, and have as many lines as they say."""
 
 from __future__ import annotations
 
@@ -59,6 +59,16 @@ def test_the_first_steps_run_as_they_are_printed(library: str, tmp_path: Path, m
     assert len(results["scores"]) == 2 * 2 * 12
     assert len(results["later"]) == 2 * 6
     assert Path("forecast.png").stat().st_size > 10_000
+
+
+@pytest.mark.integration
+def test_the_example_of_an_atlas_runs_as_it_is_printed() -> None:
+    [program] = read_programs("explaining.md")
+    results: dict[str, Any] = {}
+    exec(compile(program, "explaining.md", "exec"), results)
+    assert list(results["table"]) == ["unique_id", "ds", "layer", "unit", "quantity", "value"]
+    assert len(results["half_lives"]) == 12 * 2 * 96, "series, layers, units"
+    assert list(results["matches"]) == ["unique_id", "start", "end", "shared", "selected", "extra", "chance"]
 
 
 def test_the_first_forecast_takes_three_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

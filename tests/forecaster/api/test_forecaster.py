@@ -257,6 +257,34 @@ def test_an_explanation_is_a_frame_and_a_figure(model: Forecaster) -> None:
     assert len(explanation.plot().axes) >= 4
 
 
+def test_states_are_traced_as_frames_with_half_lives_followers_and_similar_stretches(
+    model: Forecaster, frame: pd.DataFrame
+) -> None:
+    states = model.trace(whole_history=True)
+    table = states.to_frame()
+    assert list(table) == ["unique_id", "ds", "layer", "unit", "quantity", "value"]
+    assert table.groupby("unique_id").size().to_dict() == dict.fromkeys((1, 2, 3), STEPS * 4 * 4), (
+        "steps, units, quantities"
+    )
+    assert len(model.trace(unique_id=2).to_frame()) == 12 * 4 * 4, "the window from which it forecasts"
+    assert len(states.half_lives()) == 3 * 4
+    atlas = states.atlas()
+    assert (atlas.num_units, atlas.num_series) == (4, 3)
+    assert {"value", "level", "trend", "time", "season"} <= set(atlas.table["signal"])
+    ds = frame["ds"].unique()
+    matches = states.similar(2, ds[30], ds[33], threshold=0.1)
+    assert set(matches["unique_id"]) <= {1, 3}
+    assert (matches["shared"] <= matches["selected"]).all()
+    assert "NetworkStates of 3 series: 1 layers of 4 units" in repr(states)
+
+
+def test_series_that_cannot_be_forecast_are_not_traced(model: Forecaster, frame: pd.DataFrame) -> None:
+    short = frame[(frame["unique_id"] > 1) | (frame["ds"] > "2019-10-01")]
+    with pytest.warns(DataWarning, match="1 of 3 series were left out"):
+        states = model.trace(short)
+    assert {trace.id for trace in states.traces} == {"2", "3"}
+
+
 def test_a_plot_has_one_pair_of_axes_for_each_series_and_shows_itself_in_a_notebook(
     model: Forecaster, frame: pd.DataFrame
 ) -> None:
@@ -325,6 +353,8 @@ INVALID_CALLS: dict[str, tuple[Callable[[Forecaster, pd.DataFrame], Any], type[F
         r"has no manifest\.json",
     ),
     "an unknown series to explain": (lambda model, _: model.explain(unique_id=7), InputError, "`unique_id`; found '7'"),
+    "an unknown series to trace": (lambda model, _: model.trace(unique_id=7), InputError, "`unique_id`; found '7'"),
+    "an impossible rate": (lambda model, _: model.trace().atlas(rate=5), InputError, "`rate` between 0 and 1"),
     "an unknown series to plot": (lambda model, _: model.plot(ids=7), InputError, "`ids`; found '7'"),
     "no series to plot": (lambda model, _: model.plot(ids=[]), InputError, "`ids`; found none"),
     "a plot of no series": (lambda model, _: model.plot(max_ids=0), InputError, "`max_ids`"),
