@@ -33,8 +33,8 @@ from forecaster.api.messages import (
 )
 from forecaster.api.pretrained import PretrainedOptions
 from forecaster.api.reading import DataReader, PanelInput
-from forecaster.api.symbols import build_probability_table, decode_columns
 from forecaster.api.states import NetworkStates
+from forecaster.api.symbols import build_probability_table, decode_columns
 from forecaster.api.tables import (
     MODEL_COLUMN,
     Levels,
