@@ -33,7 +33,8 @@ InitialWeights = Literal["random", "base"]
 NonNegativity = Literal["auto", True, False]
 StatisticalModel = Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"]
 SpecName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-Symbol = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+MAX_SYMBOL_LENGTH = 200  # characters
+Symbol = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SYMBOL_LENGTH)]
 UNKNOWN_SYMBOL = "<unk>"
 """What stands for every symbol outside of a vocabulary. It has the code 0, and is read but never predicted."""
 MAX_VOCABULARY = 4096  # symbols of a vocabulary, because every step is expanded to as many numbers

@@ -68,7 +68,8 @@ class Forecaster:
 
     Frames may be of pandas, polars or pyarrow, and have one row per series and timestamp (`unique_id, ds, y`); one series needs
     no ids. A pandas Series with a DatetimeIndex and a wide frame, with one column per series, are read too. Results are frames
-    of the same library, in the columns of Nixtla's libraries.
+    of the same library, in the columns of Nixtla's libraries. A column of texts in place of values holds symbols, and its
+    forecasts are symbols too (docs/symbols.md).
 
     Args:
         horizon: Steps ahead.

@@ -12,7 +12,7 @@ from forecaster.data.split import hold_out
 from forecaster.errors import BadSpec, NoData
 from forecaster.series import Panel, Series
 from forecaster.shapes import Bool, Float64
-from forecaster.spec import MAX_VOCABULARY, UNKNOWN_SYMBOL, Spec
+from forecaster.spec import MAX_SYMBOL_LENGTH, MAX_VOCABULARY, UNKNOWN_SYMBOL, Spec
 
 UNKNOWN_CODE = 0.0
 FREQUENCIES, MARKOV = SYMBOL_BASELINES = "frequencies", "markov"
@@ -55,7 +55,7 @@ def list_vocabulary(symbols: Iterable[str | None], vocabulary: Sequence[str] = (
 
 
 def learn_vocabulary(panel: Panel) -> tuple[str, ...]:
-    """Returns the symbols that occur in a panel, sorted. Raises NoData without a symbol, BadSpec with too many."""
+    """Returns the symbols that occur in a panel, sorted. Raises NoData without a symbol, BadSpec with too many or too long ones."""
     used = np.unique(np.concatenate([series.y for series in panel.series]))
     symbols = sorted(panel.vocabulary[int(code) - 1] for code in used[used > 0].tolist())
     if not symbols:
@@ -64,6 +64,13 @@ def learn_vocabulary(panel: Panel) -> tuple[str, ...]:
         raise BadSpec(
             f"Expected at most {MAX_VOCABULARY} different symbols in the training data; found {len(symbols)}, the first of them "
             f"{symbols[0]!r}. Replace rare symbols by one of their own, or remove numbers and names from them.",
+            where="head.vocabulary",
+        )
+    longest = max(symbols, key=len)
+    if len(longest) > MAX_SYMBOL_LENGTH:
+        raise BadSpec(
+            f"Expected symbols of at most {MAX_SYMBOL_LENGTH} characters; found one of {len(longest)}, which begins with "
+            f"{longest[:40]!r}. Shorten it: a symbol is a state or a code, not a message.",
             where="head.vocabulary",
         )
     return tuple(symbols)

@@ -198,6 +198,7 @@ def _predict_by_network(
         stride=stride,
         season=model.season,
         encoding=model.encoding,
+        num_symbols=network.num_symbols,
     )
     parts: list[list[np.ndarray]] = [[], [], []]
     with torch.inference_mode():

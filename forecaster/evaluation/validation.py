@@ -24,6 +24,7 @@ from forecaster.shapes import Float, Float64, Int
 from forecaster.spec import DIVERGENCE_FACTOR
 
 MAX_BATCH_ROWS = 4096
+MAX_BATCH_VALUES = 1 << 24  # symbols of all steps ahead of a batch
 
 
 class ValidationBatch(NamedTuple):
@@ -219,19 +220,23 @@ def build_validation_batches(
     stride: int | None = None,
     encoding: Encoding = EMPTY_ENCODING,
     channels: Sequence[str] = (),
+    num_symbols: int = 0,
 ) -> list[ValidationBatch]:
-    """Builds a few large batches of the last `windows` origins of every series; `stride` defaults to the horizon."""
+    """Builds a few large batches of the last `windows` origins of every series; `stride` defaults to the horizon.
+
+    They have fewer rows for a network of many symbols (`num_symbols`).
+    """
     offsets = rolling_origins(windows=windows, horizon=horizon, stride=stride)
     rows = list(_iterate_origins(series, offsets, horizon=horizon, season=season, encoding=encoding, channels=channels))
-    return [_collate(rows[first : first + MAX_BATCH_ROWS], context) for first in range(0, len(rows), MAX_BATCH_ROWS)]
+    return _collate_batches(rows, context, num_values=horizon * num_symbols)
 
 
 def build_sequence_batches(
-    series: Sequence[Series], *, context: int, encoding: Encoding = EMPTY_ENCODING
+    series: Sequence[Series], *, context: int, num_symbols: int, encoding: Encoding = EMPTY_ENCODING
 ) -> list[ValidationBatch]:
     """Builds validation batches of whole sequences: everything after the first step of each is predicted from what precedes it.
 
-    `context` is the length of the windows, of which the first step is the last.
+    `context` is the length of the windows, of which the first step is the last; `num_symbols` as for `build_validation_batches`.
     """
     horizon = max(map(len, series)) - 1
     rows = []
@@ -250,7 +255,13 @@ def build_sequence_batches(
                 1.0,
             )
         )
-    return [_collate(rows[first : first + MAX_BATCH_ROWS], context) for first in range(0, len(rows), MAX_BATCH_ROWS)]
+    return _collate_batches(rows, context, num_values=horizon * num_symbols)
+
+
+def _collate_batches(rows: Sequence[_ValidationOrigin], context: int, *, num_values: int) -> list[ValidationBatch]:
+    """Collates origins, of which each has `num_values` inputs and outputs of symbols, into batches that fit into memory."""
+    size = min(MAX_BATCH_ROWS, max(1, MAX_BATCH_VALUES // max(1, num_values)))
+    return [_collate(rows[first : first + size], context) for first in range(0, len(rows), size)]
 
 
 def compute_error_scale(history: Float64[np.ndarray, "_"], *, season: int) -> float:

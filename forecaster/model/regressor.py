@@ -49,7 +49,8 @@ class Regressor(nn.Module):
             for cardinality, size in zip(static_cardinalities, sizes, strict=True)
         )
         self.is_running, self.features = spec.scaling == "running", spec.features
-        numbers_per_value = len(spec.head.vocabulary) if spec.head.is_symbolic else 1
+        self.num_symbols = len(spec.head.vocabulary)  # that each value is expanded to; 0 for numbers
+        numbers_per_value = self.num_symbols if spec.head.is_symbolic else 1
         features_per_target = (
             spec.segment * (1 + numbers_per_value * (1 + len(spec.lags)))
             if spec.features == "values"

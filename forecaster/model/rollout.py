@@ -213,7 +213,8 @@ def warm_up(model: Regressor, window: Window, rollout_state: RolloutState | None
 
 def _split_window(model: Regressor, window: Window) -> Iterator[Window]:
     rows, steps = window.values.shape
-    max_steps = max(1, MAX_SEGMENTS_AT_ONCE // max(1, rows)) * model.segment
+    max_segments = MAX_SEGMENTS_AT_ONCE // model.num_symbols if model.num_symbols else MAX_SEGMENTS_AT_ONCE
+    max_steps = max(1, max_segments // max(1, rows)) * model.segment
     for start in range(0, steps, max_steps):
         yield window.slice_steps(slice(start, start + max_steps))
 

@@ -71,11 +71,13 @@ class WindowDataModule(pl.LightningDataModule):
                 season=season,
                 encoding=encoding,
                 channels=spec.channels,
+                num_symbols=network.num_symbols,
             )
         if validation is not None:
             self.validation_batches = build_sequence_batches(
                 _subsample_evenly(validation.series, limit=MAX_VALIDATION_ORIGINS),
                 context=network.pre_context + network.segment,
+                num_symbols=network.num_symbols,
                 encoding=encoding,
             )
         if spec.head.is_symbolic:

@@ -137,10 +137,14 @@ class TrainingModule(pl.LightningModule):
 
     def validation_step(self, batch: ValidationBatch, _batch_idx: int) -> None:
         """Scores a batch of rolling origins."""
-        rows = len(batch.seasonal_error)
+        weight = len(batch.seasonal_error)
+        if self.spec.head.is_symbolic:  # a mean over symbols, as sequences have different lengths
+            weight = int(self._networks[0].is_scored(batch.example.future).sum())
         scores = self._score(batch)
-        for name in ("loss", "one_step", "rollout"):
-            self.log(f"valid/{name}", getattr(scores, name), batch_size=rows, prog_bar=name == "rollout", logger=False)
+        for name in ("loss", "one_step", "rollout") if weight else ():
+            self.log(
+                f"valid/{name}", getattr(scores, name), batch_size=weight, prog_bar=name == "rollout", logger=False
+            )
         self._origin_errors.append(scores.origin_rollout)
 
     def copy_origin_errors(self) -> Float[Tensor, "origin"]:

@@ -152,6 +152,7 @@ def test_a_diverging_row_is_nan_from_that_step_and_affects_no_other(lanes: int) 
         ({"decoder": "direct"}, False),
         ({"lags": (4,)}, False),
         ({"head": {"kind": "categorical"}}, False),
+        ({"head": {"kind": "symbols", "vocabulary": ("a", "b")}, "scaling": "none"}, False),
         ({"channels": ("rain",)}, False),
         ({"transform": "log"}, False),
         ({"network": {"hidden": 6, "layers": 2, "residual": True}}, False),

@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from forecaster.data.symbols import build_symbol_panel, decode_symbols, recode_panel, settle_vocabulary
+from forecaster.data.symbols import (
+    build_symbol_panel,
+    decode_symbols,
+    learn_vocabulary,
+    recode_panel,
+    settle_vocabulary,
+)
 from forecaster.errors import BadSpec, NoData
 from forecaster.prediction.symbol_sequences import continue_sequence, predict_next_symbols, score_sequences
 from forecaster.spec import NetworkSpec, TrainingSpec
@@ -77,6 +83,18 @@ def test_numbers_and_symbols_are_not_mixed_up() -> None:
         fit(make_panel(make_wave(40)), make_spec(scaling="none", head={"kind": "symbols"}))
     with pytest.raises(BadSpec, match="Expected numbers for a point head; series 'sequence_0' has symbols"):
         fit(build_symbol_panel(["abababab" * 5]), make_spec(horizon=1))
+
+
+@pytest.mark.parametrize(
+    ("symbols", "message"),
+    [
+        ([f"s{number}" for number in range(4097)], "at most 4096 different symbols in the training data; found 4097"),
+        (["a" * 201], "symbols of at most 200 characters; found one of 201"),
+    ],
+)
+def test_a_vocabulary_has_limits(symbols: list[str], message: str) -> None:
+    with pytest.raises(BadSpec, match=message):
+        learn_vocabulary(build_symbol_panel([symbols]))
 
 
 def test_a_validation_without_a_known_symbol_is_refused() -> None:
