@@ -97,8 +97,7 @@ def draw_counting(trials: Sequence[Trial]) -> Figure:
     for axes, cell in zip(units, cells, strict=True):
         axes.plot(trials[0].curves[cell]["counting unit"], color=CELL_COLORS[cell], linewidth=1.6)
         axes.axvline(text.index("X"), color=BASELINE_COLOR, linestyle=":", linewidth=1)
-        for position in (0, text.index("X"), text.index("b")):
-            axes.annotate(text[position], (position, axes.get_ylim()[1]), fontsize=9, color=HISTORY_COLOR)
+        axes.set_xticks([0, text.index("X"), len(text) - 1], ["first a", "X", "end"], color=HISTORY_COLOR)
         correlation = trials[0].measures[cell]["correlation of the counting unit"]
         label_axes(
             axes, title=f"{cell}: |r| = {correlation:.2f}", x=f"step of a^{_DRAWN} X b^{_DRAWN}", y="state of the unit"
