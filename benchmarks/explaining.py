@@ -39,7 +39,15 @@ SEED = 0
 NUM_TRACED, NUM_MEASURED = 32, 8  # series of the atlas, and of the half-lives
 CALIBRATION_RUNS, CALIBRATION_UNITS, CALIBRATION_STEPS, PERMUTATIONS = 50, 20, 144, 499
 NETWORK = {"cell": "gru", "layers": 2, "hidden": 32}
-TRAINING = {"batch": 64, "learning_rate": 0.005, "schedule": "cosine", "seed": SEED}
+TRAINING = {
+    "batch": 128,
+    "learning_rate": 0.005,
+    "schedule": "cosine",
+    "average": 0.99,
+    "weighting": "seasonal_error",
+    "seed": SEED,
+}
+FIELDS = {"decoder": "direct", "head": {"kind": "point", "loss": "mae"}, "scaling": "standard", "network": NETWORK}
 
 
 class DataSet(NamedTuple):
@@ -50,17 +58,11 @@ class DataSet(NamedTuple):
     false_season: int
 
 
+HOSPITAL = {"context": 72, "reads": "history", "horizon": 12, "season": 12, "min_history": 24}
+HOURLY = {"context": 168, "reads": "window", "horizon": 48, "season": 24, "min_history": 96}
 DATA_SETS = (
-    DataSet(
-        "hospital",
-        {"context": 72, "horizon": 12, "season": 12, "min_history": 24, "training": TRAINING | {"steps": 600}},
-        false_season=7,
-    ),
-    DataSet(
-        "M4 hourly",
-        {"context": 168, "horizon": 48, "season": 24, "min_history": 96, "training": TRAINING | {"steps": 600}},
-        false_season=17,
-    ),
+    DataSet("hospital", HOSPITAL | {"training": TRAINING | {"steps": 400}}, false_season=7),
+    DataSet("M4 hourly", HOURLY | {"training": TRAINING | {"steps": 1500}}, false_season=17),
 )
 
 
@@ -113,9 +115,7 @@ def find_shared() -> list[Path]:
 
 def report(data_set: DataSet, panel: Panel) -> Iterator[str]:
     """Trains and measures the networks of one data set, and yields the lines of its table."""
-    spec = Spec.parse(
-        {"name": "gru", "reads": "history", "scaling": "mean_abs", "network": NETWORK, **data_set.fields}, where="here"
-    )
+    spec = Spec.parse({"name": "gru", **FIELDS, **data_set.fields}, where="here")
     trained = train_model(panel, spec)
     model = trained.model
     untrained = replace(model, network=build_network(spec, seed=SEED, season=model.season), other_networks=())

@@ -17,11 +17,11 @@ from forecaster.explain.signals import (
     select_series_signals,
 )
 from forecaster.explain.states import StateTrace, UnitName, list_units
-from forecaster.shapes import Bool, Float64, Int
+from forecaster.shapes import Bool, Complex, Float64, Int
 
 MIN_STRETCHES = 8  # that the permutation of series exchanges; fewer series are cut into several
 MIN_STRETCH_STEPS = 8
-MIN_BLOCKS, MAX_BLOCKS = 5, 20  # of whole cycles, within which the clock is set to a random time
+MIN_BLOCKS, MAX_BLOCKS = 5, 12  # of whole cycles, within which the clock is set to a random time
 RATE = 0.05  # probability that anything at all is reported by chance (family-wise error rate)
 PERMUTATIONS = 4999
 _CHUNK = 256  # permutations at once
@@ -32,7 +32,8 @@ class Association(NamedTuple):
 
     Attributes:
         signal: Name of the signal.
-        share: Share of the variance of each unit within the series that the signal explains, with one coefficient for all series.
+        share: Share of the variance of each unit within the series that the signal explains: with one coefficient for all series,
+            or, of a cycle, with the phase of each series.
         sign: Sign of the coefficient; 0 for a cycle, which has several.
         chance: 95 % quantile of the share in the baseline; NaN if the data allow no baseline.
         p: Share of the baseline with at least this share of variance; NaN if the data allow no baseline.
@@ -92,8 +93,8 @@ def build_atlas(
 
     The baseline of value, level, trend, volatility, zeros and gaps exchanges the series: the states of each series are paired
     with the signals of another one, so that both keep their autocorrelation and their trends. With fewer than 8 series each is
-    cut into stretches, which are exchanged. The baseline of a cycle sets the clock to a random time, in each of 5 to 20 blocks
-    of whole cycles, and to the same time for all series, so that what the series have in common remains. The baseline of the
+    cut into stretches, which are exchanged. The baseline of a cycle sets the clock to a random time, in each of 5 to 13 blocks
+    of whole cycles, and to the same time for all series, so that what the series have in common counts once. The baseline of the
     time since the start flips the sign of the association at random in each series. Decision 48 has the reasons.
 
     Args:
@@ -204,9 +205,10 @@ def associate_clock(
 ) -> Association:
     """Returns the association with the first harmonics of a cycle, and the baseline of a clock set to random times.
 
-    A moving average over one cycle is subtracted from the states first, so that a trend within a cycle is not taken for one.
-    The harmonics are those of the differences from step to step, integrated again: slow states would otherwise leak into
-    neighbouring blocks alike, which the baseline takes to be independent.
+    Each series has amplitude and phase of its own; what counts is that they agree over the years. The share is estimated from
+    pairs of blocks that are not neighbours, so that noise adds nothing to it and a slow state does not agree with itself. A
+    moving average over one cycle is subtracted from the states first, so that a trend within a cycle is not taken for one. The
+    harmonics are those of the differences from step to step, integrated again, since slow states leak into all frequencies.
 
     Args:
         states: States of the units in each series.
@@ -215,27 +217,62 @@ def associate_clock(
         permutations: Number of random clocks.
         rng: Source of the random clocks.
     """
-    units, period = states[0].shape[1], clock.period
-    parts = [_subtract_cycle_mean(values, grid, period) for values, grid in zip(states, positions, strict=True)]
-    changes = np.concatenate([np.diff(part[0], axis=0) for part in parts])
-    grid = np.concatenate([part[1][1:] for part in parts])
-    missing = np.full(units, np.nan)
-    cycles = int((grid.max() - grid.min() + 1) / period) if len(grid) else 0
+    units = states[0].shape[1]
+    parts = [_subtract_cycle_mean(values, grid, clock.period) for values, grid in zip(states, positions, strict=True)]
+    parts = [(np.diff(values, axis=0), grid[1:]) for values, grid in parts if len(grid) > 1]
+    cycles = int(np.median([len(grid) / clock.period for _, grid in parts])) if parts else 0
     if cycles < MIN_BLOCKS:
-        return Association(clock.name, *[missing] * 5)
-    num_blocks = min(MAX_BLOCKS, cycles)
-    blocks = np.minimum((grid - grid.min()) // period // (cycles / num_blocks), num_blocks - 1).astype(np.int64)
-    offsets = rng.integers(0, max(2, round(period)), size=(permutations, num_blocks))
+        return Association(clock.name, *[np.full(units, np.nan)] * 5)
+    blocks = [(grid / clock.period // max(1.0, cycles / MAX_BLOCKS)).astype(np.int64) for _, grid in parts]
+    numbers, pairs = _list_block_pairs(blocks)
+    offsets = rng.integers(0, max(2, round(clock.period)), size=(permutations, len(numbers)))
     observed, null = np.zeros(units), np.zeros((permutations, units))
     for order in clock.orders:
-        angle = 2 * np.pi * order / period
-        waves = changes * (np.exp(-1j * angle * grid) / (1 - np.exp(-1j * angle)))[:, None]
-        sums = np.zeros((num_blocks, units), dtype=np.complex128)
-        np.add.at(sums, blocks, waves)
-        weight = (2.0 if order < period / 2 else 1.0) / len(grid) ** 2
-        observed += weight * np.abs(sums.sum(axis=0)) ** 2
-        null += weight * np.abs(np.exp(1j * angle * offsets) @ sums) ** 2
-    return _compare(clock.name, observed, np.zeros(units), null)
+        angle = 2 * np.pi * order / clock.period
+        weight = (2.0 if order < clock.period / 2 else 1.0) / len(parts)
+        agreement = np.zeros((len(pairs), units), dtype=np.complex128)
+        for (changes, grid), block in zip(parts, blocks, strict=True):
+            waves = changes * (np.exp(-1j * angle * grid) / (1 - np.exp(-1j * angle)))[:, None]
+            rows, partial = _sum_block_pairs(waves, np.searchsorted(numbers, block), pairs)
+            agreement[rows] += weight * partial
+        observed += agreement.real.sum(axis=0)
+        for start in range(0, permutations, _CHUNK):
+            turns = angle * (
+                offsets[start : start + _CHUNK, pairs[:, 0]] - offsets[start : start + _CHUNK, pairs[:, 1]]
+            )
+            null[start : start + _CHUNK] += np.cos(turns) @ agreement.real - np.sin(turns) @ agreement.imag
+    return _compare(clock.name, np.maximum(observed, 0.0), np.zeros(units), np.maximum(null, 0.0))
+
+
+def _list_block_pairs(
+    blocks: Sequence[Int[np.ndarray, "_"]],
+) -> tuple[Int[np.ndarray, "block"], Int[np.ndarray, "pair 2"]]:
+    """Returns the numbers of all blocks, and the pairs of their indices that are blocks of one series and no neighbours."""
+    numbers = np.unique(np.concatenate(blocks))
+    pairs = set()
+    for block in blocks:
+        own = np.searchsorted(numbers, np.unique(block))
+        pairs |= {
+            (left, right)
+            for index, left in enumerate(own.tolist())
+            for right in own[index + 1 :].tolist()
+            if numbers[right] - numbers[left] > 1
+        }
+    return numbers, np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
+
+
+def _sum_block_pairs(
+    waves: Complex[np.ndarray, "step unit"], block: Int[np.ndarray, "step"], pairs: Int[np.ndarray, "pair 2"]
+) -> tuple[Int[np.ndarray, "own"], Complex[np.ndarray, "own unit"]]:
+    """Returns the pairs of blocks that one series has, and how far its waves agree in each, per pair of steps."""
+    own, local = np.unique(block, return_inverse=True)
+    counts = np.bincount(local)
+    sums = np.zeros((len(own), waves.shape[1]), dtype=np.complex128)
+    np.add.at(sums, local, waves)
+    rows = np.flatnonzero(np.isin(pairs, own).all(axis=1))
+    left, right = np.searchsorted(own, pairs[rows]).T
+    total = (counts[left] * counts[right]).sum()
+    return rows, sums[left] * sums[right].conj() / max(total, 1)
 
 
 def _compare(
