@@ -14,7 +14,7 @@ from forecaster.errors import MissingPackage
 from forecaster.evaluation.baselines import BASELINES
 from forecaster.prediction.predictor import Predictor
 from forecaster.registry.registry import CHALLENGER, create_client
-from forecaster.statistical.blend import NETWORK
+from forecaster.engines.statistical.blend import NETWORK
 from pipelines.cli import main
 from pipelines.commands.options import SpecOptions
 from pipelines.promotion.policy import Policy
