@@ -20,7 +20,7 @@ from tests.factories import START, make_panel, make_series, make_wave
 pytestmark = pytest.mark.integration
 
 NAN = float("nan")
-CHECKOUT = Path(__file__).parents[3]
+CHECKOUT = Path(__file__).parents[4]
 SEASON, HORIZON = 4, 6
 
 
@@ -124,9 +124,7 @@ def test_parallel_processes_give_the_same_results_in_the_same_order() -> None:
 
 
 def test_a_process_that_fits_baselines_does_not_import_torch() -> None:
-    program = (
-        "import sys, forecaster.evaluation.baselines, forecaster.engines.statistical.blend; sys.exit('torch' in sys.modules)"
-    )
+    program = "import sys, forecaster.evaluation.baselines, forecaster.engines.statistical.blend; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=False).returncode == 0
 
 
