@@ -65,9 +65,10 @@ def write_table(path: Path | None, build_table: Callable[[], pd.DataFrame]) -> N
     def write_content(file: IO[bytes]) -> None:
         if name.endswith(".parquet"):
             table.to_parquet(file, index=False)
+        elif name.endswith(".gz"):
+            file.write(gzip.compress("".join(iterate_csv(table)).encode()))
         else:
-            content = "".join(iterate_csv(table)).encode()
-            file.write(gzip.compress(content) if name.endswith(".gz") else content)
+            file.writelines(text.encode() for text in iterate_csv(table))
 
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_read_umask()
     atomic.write_file(path, write_content)
