@@ -35,16 +35,10 @@ from forecaster.api.pretrained import PretrainedOptions
 from forecaster.api.reading import DataReader, PanelInput
 from forecaster.api.states import NetworkStates
 from forecaster.api.symbols import build_probability_table, decode_columns
-from forecaster.api.tables import (
-    MODEL_COLUMN,
-    Levels,
-    build_report,
-    build_table,
-    plan_quantile_columns,
-    validate_calibration,
-)
+from forecaster.api.tables import build_report, validate_calibration
 from forecaster.bundle import artifact
 from forecaster.bundle.pretrained.base import BASE_FOLDER
+from forecaster.data.forecast_table import MODEL_COLUMN, Levels, build_table, plan_quantile_columns
 from forecaster.data.frames.rows import ColumnNames
 from forecaster.data.symbols import SYMBOL_SCORES_FACT, recode_panel, refuse_symbols
 from forecaster.errors import ForecasterError, HorizonOutOfRange, InputError

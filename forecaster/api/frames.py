@@ -38,7 +38,8 @@ class FrameStyle:
         """Converts a result, whose columns have the default names, to the library, names and types of the input."""
         frame = table.copy(deep=False)
         if self.ids is not None and "unique_id" in frame:
-            frame["unique_id"] = self.ids.loc[frame["unique_id"]].array
+            codes, distinct = pd.factorize(frame["unique_id"])
+            frame["unique_id"] = self.ids.loc[distinct].array.take(codes)
         for name in {"ds", "cutoff"} & set(frame.columns):
             if self.time_type is not None:
                 frame[name] = _cast_timestamps(frame[name], self.time_type)
@@ -46,8 +47,9 @@ class FrameStyle:
         return frame if self.library is None else self._to_library(frame)
 
     def _to_library(self, frame: pd.DataFrame) -> Any:
-        pyarrow: Any = import_module("pyarrow")  # it converted the input
-        table = pyarrow.table({name: _to_arrow(pyarrow, frame[name]) for name in frame})
+        from forecaster.batch.tables import to_arrow_column  # pyarrow converted the input, so it is installed
+
+        table = import_module("pyarrow").table({name: to_arrow_column(frame[name]) for name in frame})
         converted = nw.from_arrow(table, backend=self.library)
         assert self.schema is not None
         id_type, time_type = self.schema
@@ -176,7 +178,7 @@ def _unpivot(frame: pd.DataFrame, names: ColumnNames, extra_columns: Sequence[st
 def _build_style(frame: pd.DataFrame, names: ColumnNames, library: Any, schema: tuple[Any, Any] | None) -> FrameStyle:
     ids, time_type = None, None
     if names.unique_id in frame and frame.columns.is_unique:
-        distinct = pd.Series(frame[names.unique_id].dropna().unique())
+        distinct = pd.Series(frame[names.unique_id].unique()).dropna()
         ids = distinct.set_axis(distinct.map(str).astype(object).array)
         ids = ids[~ids.index.duplicated()]
     if names.ds in frame and frame.columns.is_unique and library is None:
@@ -184,17 +186,6 @@ def _build_style(frame: pd.DataFrame, names: ColumnNames, library: Any, schema: 
         if not (pd.api.types.is_datetime64_any_dtype(time_type) or isinstance(time_type, pd.PeriodDtype)):
             time_type = None
     return FrameStyle(names, ids, time_type, library, schema)
-
-
-def _to_arrow(pyarrow: Any, values: pd.Series) -> Any:
-    """Converts a column; pyarrow's own conversion of zoned timestamps gives a warning with pandas 3.1."""
-    if values.dtype == object and values.empty:  # its type cannot be inferred
-        return pyarrow.array([], type=pyarrow.string())
-    if not isinstance(values.dtype, pd.DatetimeTZDtype):
-        return pyarrow.Array.from_pandas(values)
-    zone = str(values.dt.tz)
-    utc = values.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy(dtype="datetime64[us]")
-    return pyarrow.array(utc, type=pyarrow.timestamp("us", tz=zone.removeprefix("UTC") or zone))
 
 
 def _cast_timestamps(values: pd.Series, time_type: Any) -> pd.Series:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import numpy as np
 
-from forecaster.data.partial_periods import describe_partial_end
+from forecaster.data.partial_periods import EndClock, describe_partial_end
 from forecaster.data.symbols import START_MARKER_FACT, UNKNOWN_CODE
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.scaled_range import ScaledRange, find_scaled_ranges, read_scaled_range
@@ -43,13 +43,14 @@ class InputInspector:
             if self._shape_ranges is None
             else find_unfamiliar_features([item.y for item in series], self._shape_ranges, season=self._season)
         )
+        clock = None if now is None else EndClock(now)
         return [
             (
                 *(() if constant else self._describe_range(scaled_range)),
                 *(() if constant or item.history_summary is not None else _describe_shape(features)),
                 *self._describe_categories(item, horizon),
                 *self._describe_unknown_symbols(item),
-                *self._describe_partial_end(item, now),
+                *self._describe_partial_end(item, clock),
             )
             for item, scaled_range, features, constant in zip(series, ranges, unfamiliar, is_constant, strict=True)
         ]
@@ -63,10 +64,10 @@ class InputInspector:
                 "uncertain; check the history for a wrong sign or unit and for outliers."
             )
 
-    def _describe_partial_end(self, series: Series, now: datetime | None) -> Iterator[str]:
+    def _describe_partial_end(self, series: Series, clock: EndClock | None) -> Iterator[str]:
         if self._spec.head.is_symbolic:  # a period is not recognized by its low sum
             return
-        warning = describe_partial_end(series, self._season, now)
+        warning = describe_partial_end(series, self._season, clock)
         if warning is not None:
             yield warning
 

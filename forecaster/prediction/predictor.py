@@ -8,14 +8,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from forecaster.data.batching import compute_future_timestamps, replace_non_finite
 from forecaster.data.encoding import find_category
 from forecaster.engines.engine import Engine, RolloutInput, find_quantile_engine
-from forecaster.errors import BadStamp, ForecasterError
+from forecaster.engines.statistical.blend import (
+    BlendedForecasts,
+    blend_forecasts,
+    list_statistical_components,
+    require_packages,
+)
+from forecaster.errors import BadStamp, BundleError, ForecasterError
 from forecaster.frequency.timestamps import Timestamps
 from forecaster.installation import is_installed, require_package
 from forecaster.intervals.adaptive import AdaptiveState
@@ -46,12 +52,6 @@ from forecaster.prediction.validation import InputValidator
 from forecaster.series import Forecast, Series
 from forecaster.series.history_summary import HistorySummary, find_constant, history_scale, history_scales
 from forecaster.shapes import Float, Float64, Int
-from forecaster.statistical.blend import (
-    BlendedForecasts,
-    blend_forecasts,
-    list_statistical_components,
-    require_packages,
-)
 
 if TYPE_CHECKING:
     from forecaster.model.regressor import Regressor
@@ -61,10 +61,20 @@ else:
 __all__ = ["FittedModel", "Predictor"]
 
 MAX_BATCH_ROWS = 4096  # bounds the memory of one rollout; larger requests are split into several
+MAX_SERIES_AT_ONCE = 1 << 14  # bounds the memory of everything else but the result
 MAX_BATCH_VALUES = 1 << 24  # of all padded histories in one batch
 MIN_RELATIVE_SCALE = 0.01  # unit of errors of a history that never changes, relative to its value; of zeros, absolute
 _STATE_PURPOSE = "the stored states of a network that reads whole histories"
 _MIN_NOISE = np.float32(1e-6)  # float32, so that clipped noise stays float32
+
+
+@runtime_checkable
+class PredictorOrigin(Protocol):
+    """Where a predictor was loaded from; it can be pickled, and loads an equal predictor."""
+
+    def load(self) -> Predictor:
+        """Loads the predictor; raises BundleError if its files are missing or have changed."""
+        ...
 
 
 class Predictor:
@@ -75,6 +85,9 @@ class Predictor:
     history. Means, quantiles and paths stay within `bounds`. With a clock, forecasts of histories whose last period contains the
     present have a warning. Raises MissingPackage if the package that fits the statistical models, or a network that only PyTorch
     runs, is not installed.
+
+    A predictor with an `origin`, as `load_predictor` returns it, can be pickled: the pickle holds the origin, and the process
+    that unpickles it loads the same bundle.
     """
 
     def __init__(
@@ -84,6 +97,7 @@ class Predictor:
         device: str = "cpu",
         engine: Engine | None = None,
         clock: Callable[[], datetime] | None = None,
+        origin: PredictorOrigin | None = None,
     ) -> None:
         require_packages(list_statistical_components(fitted_model.blend_weights))
         self.fitted_model, self.device, self.layout = fitted_model, device, fitted_model.layout
@@ -94,7 +108,16 @@ class Predictor:
             InputInspector(fitted_model),
             Bounds.from_facts(fitted_model.spec, fitted_model.facts),
         )
-        self._inputs, self._clock = RolloutInputBuilder(fitted_model), clock
+        self._inputs, self._clock, self._origin = RolloutInputBuilder(fitted_model), clock, origin
+
+    def __reduce__(self) -> tuple[Callable[[PredictorOrigin], Predictor], tuple[PredictorOrigin]]:
+        if self._origin is None:
+            raise BundleError(
+                f"Expected a predictor that was loaded from a bundle, because a pickle holds its path and digest; the model "
+                f"{self.fitted_model.spec.name!r} is in memory only. Write a bundle, and pickle load_predictor(folder).",
+                where=self.fitted_model.spec.name,
+            )
+        return _load_from, (self._origin,)
 
     @cached_property
     def networks(self) -> tuple[Regressor, ...]:
@@ -155,6 +178,14 @@ class Predictor:
                     series, horizon, levels=widened, adaptive_state=adaptive_state
                 ),
             )
+        if len(series) > MAX_SERIES_AT_ONCE:
+            return [
+                outcome
+                for first in range(0, len(series), MAX_SERIES_AT_ONCE)
+                for outcome in self.forecast_batch(
+                    series[first : first + MAX_SERIES_AT_ONCE], horizon, levels=levels, adaptive_state=adaptive_state
+                )
+            ]
         errors = self._validator.find_errors(series, horizon)
         valid = [item for item, error in zip(series, errors, strict=True) if error is None]
         if levels and self._has_head_quantiles:
@@ -649,6 +680,10 @@ class Predictor:
             history = np.concatenate([series.history_summary.last_season_values, series.y])
         repaired_mean = replace_non_finite(mean, history, season=self.fitted_model.season)
         return Forecast(series.id, timestamps, repaired_mean, (warning,), has_fallback=True)
+
+
+def _load_from(origin: PredictorOrigin) -> Predictor:
+    return origin.load()
 
 
 def _roll_out(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from forecaster.data.symbols import SYMBOL_SCORES_FACT
+from forecaster.engines.statistical.blend import format_blend_weights
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.frequency.timestamps import format_timestamp
@@ -16,7 +17,6 @@ from forecaster.prediction.bounds import Bounds
 from forecaster.prediction.predictor import FittedModel
 from forecaster.registry.registry import CHALLENGER
 from forecaster.spec import Spec
-from forecaster.statistical.blend import format_blend_weights
 
 
 def render_model_card(model: FittedModel) -> str:

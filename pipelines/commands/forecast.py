@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from cyclopts import Parameter
 
 from forecaster.errors import ForecasterError, InputError
-from pipelines.commands.console import name_options, warn, write_table
+from pipelines.commands.console import iterate_csv, name_options, warn, write_table
 from pipelines.commands.model_options import SeasonOptions, resolve_bundle
 from pipelines.commands.options import (
     DataOptions,
@@ -113,7 +113,7 @@ def forecast(
     _print_messages(result, forecasts)
     table = build_forecast_table(forecasts, levels, vocabulary=result.vocabulary)
     if out is None:
-        table.to_csv(sys.stdout, index=False)
+        sys.stdout.writelines(iterate_csv(table))
     write_table(out, lambda: table)
     if plot is not None and result.vocabulary:
         warn(f"nothing is drawn in {plot}: symbols have no order")
@@ -152,8 +152,8 @@ def _forecast_locally(
     from forecaster.bundle import artifact
     from forecaster.bundle.pretrained.base import BASE_FOLDER
     from forecaster.data.summary import describe_size
+    from forecaster.engines.statistical.blend import format_blend_weights
     from forecaster.progress.display import LOG_INTERVAL_S, create_display
-    from forecaster.statistical.blend import format_blend_weights
     from pipelines.sources import read_panel
 
     source, now = data_options.to_data_source(data), datetime.now(UTC)
@@ -193,8 +193,8 @@ def _forecast_over_http(
     url: str, data: str | None, horizon: int | None, levels: _Levels, data_options: DataOptions
 ) -> _ForecastResult:
     from forecaster.client import Client
+    from forecaster.engines.statistical.blend import format_blend_weights
     from forecaster.spec import Spec
-    from forecaster.statistical.blend import format_blend_weights
     from pipelines.sources import read_panel
 
     with Client(url) as client:

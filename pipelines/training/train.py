@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from forecaster.bundle import artifact
 from forecaster.data.symbols import SYMBOL_SCORES_FACT
+from forecaster.engines.statistical.blend import NETWORK, format_blend_weights
 from forecaster.errors import InputError
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import ForecastFunction
@@ -25,7 +26,6 @@ from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.registry.registry import CHALLENGER
 from forecaster.series import Panel
 from forecaster.spec import Spec
-from forecaster.statistical.blend import NETWORK, format_blend_weights
 from forecaster.storage import atomic
 from forecaster.training.fit import FitResult, fit_digest
 from forecaster.training.model_card import render_model_card

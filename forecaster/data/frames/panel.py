@@ -46,6 +46,7 @@ def to_panel(
     channels: Sequence[str] = (),
     text_covariates: Collection[str] | None = None,
     vocabulary: Sequence[str] | None = None,
+    assumed_freq: str | None = None,
 ) -> Panel:
     """Validates a long frame and splits it into series. docs/data.md lists every case and its outcome.
 
@@ -63,6 +64,8 @@ def to_panel(
             `encoding.categories`. None decides by the cells of each column, as for the training of a model.
         vocabulary: The symbols that `y` holds in place of numbers: those of a model, or () for all that occur, sorted. Others are
             unknown (`<unk>`).
+        assumed_freq: What replaces the inference without `freq`, such as the frequency of a model. A series with gaps between
+            most of its rows is then rejected, as if the frequency were inferred.
     Raises:
         InputError: A subclass of it, with the series and the first invalid row or timestamp.
     """
@@ -88,15 +91,18 @@ def to_panel(
     )
     rows = drop_duplicates(sort_rows(rows, repairs), repairs)
     bounds = rows.series_bounds()
-    first = np.repeat(bounds[:-1], np.diff(bounds))
-    if declared is None:
+    gaps_allowed = True
+    if declared is None and assumed_freq is not None:
+        declared = assumed_freq
+    elif declared is None:
         declared, gaps_allowed = _infer_panel_frequency(rows, bounds)
-    else:
-        gaps_allowed = True
-    positions = grid.compute_grid_positions(rows.ds, declared, first)
-    _validate_positions(rows, positions, declared, allow_gaps=gaps_allowed, is_inferred=freq is None)
-    lengths = grid.compute_series_lengths(positions, bounds, ids=rows.ids, freq=declared)
-    aligned = _align_to_grid(rows, positions, bounds, lengths, repairs)
+    lengths, aligned = np.diff(bounds), rows
+    if len(rows.y) > grid.MAX_TOTAL_STEPS or not grid.is_regular(rows.ds, declared, bounds):
+        positions = grid.compute_grid_positions(rows.ds, declared, np.repeat(bounds[:-1], lengths))
+        owner = None if freq is not None else "longest series" if assumed_freq is None else "model"
+        _validate_positions(rows, positions, declared, allow_gaps=gaps_allowed, owner=owner)
+        lengths = grid.compute_series_lengths(positions, bounds, ids=rows.ids, freq=declared)
+        aligned = _align_to_grid(rows, positions, bounds, lengths, repairs)
     name = canonical_frequency(declared, rows.ds[bounds[:-1]])
     series = _build_series(rows, aligned, bounds, lengths, name, repairs)
     return Panel(series, name, tuple(repairs), vocabulary=tuple(vocabulary or ()))
@@ -189,11 +195,11 @@ def _list_declarable_frequencies(sorted_timestamps: Timestamps) -> list[str]:
 
 
 def _validate_positions(
-    rows: ParsedRows, positions: grid.GridPositions, freq: str, *, allow_gaps: bool, is_inferred: bool
+    rows: ParsedRows, positions: grid.GridPositions, freq: str, *, allow_gaps: bool, owner: str | None
 ) -> None:
     """Raises IrregularStamps for the first timestamp that is off the grid or, if gaps are not allowed, follows a gap.
 
-    An inferred frequency is also rejected if most steps of another series are gaps.
+    A frequency that was not declared, but is that of an `owner`, is also rejected if most steps of another series are gaps.
     """
     within = np.concatenate([[False], rows.codes[1:] == rows.codes[:-1]])
     gap = np.concatenate([[False], np.diff(positions.step) != 1]) & within
@@ -214,7 +220,7 @@ def _validate_positions(
             f"Expected timestamps one {freq!r} apart; series {rows.id_at(row)!r} {problem}. {advice}",
             where=rows.id_at(row),
         )
-    if is_inferred and gap.any():
+    if owner is not None and gap.any():
         series_count = len(rows.ids)
         gap_counts = np.bincount(rows.codes[gap], minlength=series_count)
         step_counts = np.bincount(rows.codes[within], minlength=series_count)
@@ -223,7 +229,7 @@ def _validate_positions(
             sparse_code = int(np.argmax(sparse))
             row = int(np.argmax(gap & (rows.codes == sparse_code)))
             raise IrregularStamps(
-                f"Expected timestamps one {freq!r} apart, as in the longest series; series {rows.id_at(row)!r} has gaps "
+                f"Expected timestamps one {freq!r} apart, as in the {owner}; series {rows.id_at(row)!r} has gaps "
                 f"between most of its rows, the first from {rows.format_timestamp_at(row - 1)} to "
                 f"{rows.format_timestamp_at(row)}. Declare the frequency (`freq`) if these are gaps; put series of another "
                 "frequency in a separate file.",
@@ -281,8 +287,7 @@ def _build_series(
 ) -> list[Series]:
     """Builds one Series per id; series without any observed value are excluded and reported in `repairs`."""
     step_starts = np.cumsum(lengths) - lengths
-    observed_step = np.where(np.isnan(aligned.y), -1, np.arange(len(aligned.y)))
-    last_observed = np.maximum.reduceat(observed_step, step_starts) - step_starts  # negative if nothing was observed
+    last_observed = _find_last_observed(aligned.y, lengths)
     validate_static(rows)
     is_empty = last_observed < 0
     ids, start_timestamps = rows.ids[rows.codes[bounds[:-1]]], rows.ds[bounds[:-1]].tolist()
@@ -306,30 +311,41 @@ def _build_series(
             )
         )
     spans = zip(range(len(ids)), step_starts.tolist(), step_ends.tolist(), lengths.tolist(), strict=True)
-    first_rows = bounds[:-1].tolist()
+    first_rows, empty = bounds[:-1].tolist(), is_empty.tolist()
+    nothing: dict[str, Any] = {}  # one for all series of the panel, which may be many
     return [
         Series(
             str(ids[index]),
             start_timestamps[index],
             freq,
             aligned.y[start:end],
-            {name: values[start : start + length] for name, values in aligned.covariates.items()},
-            {name: str(values[first_rows[index]]) for name, values in rows.static.items()},
-            {name: values[start:end] for name, values in aligned.channels.items()},
+            {name: values[start : start + length] for name, values in aligned.covariates.items()} or nothing,
+            {name: str(values[first_rows[index]]) for name, values in rows.static.items()} or nothing,
+            {name: values[start:end] for name, values in aligned.channels.items()} or nothing,
         )
         for index, start, end, length in spans
-        if not is_empty[index]
+        if not empty[index]
     ]
+
+
+def _find_last_observed(
+    values: Float64[np.ndarray, "step"], lengths: Int[np.ndarray, "series"]
+) -> Int[np.ndarray, "series"]:
+    """Returns the index of the last observed step of each series, -1 where nothing was observed."""
+    ends = np.cumsum(lengths)
+    last_observed = lengths - 1
+    for index in np.flatnonzero(np.isnan(values[ends - 1])).tolist():
+        observed = np.flatnonzero(~np.isnan(values[ends[index] - lengths[index] : ends[index]]))
+        last_observed[index] = observed[-1] if len(observed) else -1
+    return last_observed
 
 
 def _describe_unobserved_ends(
     ids: Any, aligned: ParsedRows, *, last_observed: Int[np.ndarray, "series"], lengths: Int[np.ndarray, "series"]
 ) -> Iterator[str]:
     """Yields a message if series end with steps at which neither `y` nor a channel is observed: their forecasts start later."""
-    starts = np.cumsum(lengths) - lengths
     for values in aligned.channels.values():
-        observed_step = np.where(np.isnan(values), -1, np.arange(len(values)))
-        last_observed = np.maximum(last_observed, np.maximum.reduceat(observed_step, starts) - starts)
+        last_observed = np.maximum(last_observed, _find_last_observed(values, lengths))
     counts = np.where(last_observed < 0, 0, lengths - 1 - last_observed)
     if counts.any():
         worst = int(np.argmax(counts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -55,7 +55,7 @@ class ParsedRows(NamedTuple):
 
     def series_bounds(self) -> Int[np.ndarray, "_"]:
         """Returns the first row of each series, and the end of the last series. The rows must be sorted."""
-        inner = np.flatnonzero(np.diff(self.codes)) + 1
+        inner = np.flatnonzero(self.codes[1:] != self.codes[:-1]) + 1
         return np.concatenate([[0], inner, [len(self.codes)]])
 
     def id_at(self, row: SupportsIndex) -> str:
@@ -122,8 +122,7 @@ def sort_rows(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
     is_same_series = code[1:] == code[:-1]
     is_backward = is_same_series & (ticks[1:] < ticks[:-1])
     is_orderly = not is_backward.any() and int((~is_same_series).sum()) + 1 == len(rows.ids)
-    keys = [_natural_key(series_id) for series_id in rows.ids]
-    id_order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
+    id_order = order_ids(rows.ids)
     if is_orderly and (id_order == np.arange(len(id_order))).all():
         return rows
     rank = np.empty(len(rows.ids), dtype=np.int64)
@@ -134,6 +133,25 @@ def sort_rows(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
         moved_count = int((order != np.arange(len(order))).sum())
         repairs.append(f"rows were not in order: sorted by series and timestamp ({moved_count} of {len(order)} moved)")
     return ranked.take(order)
+
+
+def order_ids(ids: Iterable[str]) -> Int[np.ndarray, "series"]:
+    """Returns the indices of ids in the order of the series of a panel."""
+    ids = list(ids)
+    if _have_digits_at_the_same_places(ids):  # the order of the texts is then that of their numbers
+        return np.argsort(np.array(ids), kind="stable")
+    keys = [_natural_key(series_id) for series_id in ids]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+
+
+def _have_digits_at_the_same_places(ids: Sequence[str]) -> bool:
+    """Whether ids are of one length and have their digits at the same places, such as s001 and s002."""
+    length = len(ids[0])
+    if not length or any(len(series_id) != length for series_id in ids):
+        return False
+    characters = np.array(ids).view(np.uint32).reshape(len(ids), -1)
+    is_digit = (characters >= ord("0")) & (characters <= ord("9"))
+    return bool((is_digit == is_digit[0]).all())
 
 
 def _natural_key(series_id: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -147,7 +165,8 @@ def _natural_key(series_id: str) -> tuple[list[tuple[int, int, str]], str]:
 def drop_duplicates(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
     """Drops rows that repeat another; raises DuplicateStamp if two rows of one timestamp differ. The rows must be sorted."""
     ticks = timestamps_to_int64(rows.ds)
-    is_duplicate = np.concatenate([[False], (ticks[1:] == ticks[:-1]) & (rows.codes[1:] == rows.codes[:-1])])
+    is_duplicate = np.zeros(len(ticks), dtype=bool)
+    is_duplicate[1:] = (ticks[1:] == ticks[:-1]) & (rows.codes[1:] == rows.codes[:-1])
     if not is_duplicate.any():
         return rows
     duplicate_rows = np.flatnonzero(is_duplicate)
