@@ -14,6 +14,8 @@ import pandas as pd
 
 from forecaster.bundle import artifact
 from forecaster.bundle.pretrained.base import BASE_FOLDER, specialize_to_panel, zero_shot_predictor
+from forecaster.engines.statistical.blend import format_blend_weights
+from forecaster.engines.statistical.models import MAX_ETS_SEASON, require_model_package
 from forecaster.errors import LevelOutOfRange
 from forecaster.evaluation.backtest import Backtest, explain_missing_forecasts
 from forecaster.evaluation.backtest import backtest as run_backtest
@@ -32,8 +34,6 @@ from forecaster.prediction.head_quantiles import has_quantiles
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
-from forecaster.statistical.blend import format_blend_weights
-from forecaster.statistical.models import MAX_ETS_SEASON, require_model_package
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.tracking import backtests

@@ -16,10 +16,12 @@ from jaxtyping import AbstractArray, TypeCheckError, install_import_hook, jaxtyp
 
 # Modules with NamedTuples; the import hook handles only functions and dataclasses.
 MODULES_WITH_RECORDS = [
+    "forecaster.batch.reading",
     "forecaster.data.encoding",
+    "forecaster.data.forecast_table",
     "forecaster.prediction.bounds",
     "forecaster.prediction.scaled_range",
-    "forecaster.statistical.blend",
+    "forecaster.engines.statistical.blend",
     "forecaster.data.calendar",
     "forecaster.data.frames.columns",
     "forecaster.data.frames.rows",
@@ -53,7 +55,7 @@ MODULES_WITH_RECORDS = [
     "forecaster.model.running_statistics",
     "forecaster.model.scaling",
     "forecaster.explain.trace",
-    "forecaster.statistical.models",
+    "forecaster.engines.statistical.models",
     "forecaster.synthetic.mixtures",
     "forecaster.synthetic.sampling",
     "forecaster.synthetic.training_batches",

@@ -14,9 +14,7 @@ PAGE = CHECKOUT / "docs" / "architecture.md"
 PACKAGES = ("forecaster", "pipelines", "serving")
 RESERVED = {
     "api.py",
-    "batch/",
     "forecaster/api.py",
-    "forecaster/batch/",
     "Forecaster",
 }
 TERMS = re.findall(r"`([^`\n]+)`", PAGE.read_text())

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from forecaster.api.fitting import ModelOptions, choose_spec, fit_spec, require_training
-from forecaster.api.tables import MODEL_COLUMN, rename_backtest_table, validate_calibration
+from forecaster.api.tables import rename_backtest_table, validate_calibration
+from forecaster.data.forecast_table import MODEL_COLUMN
 from forecaster.data.split import hold_out, rolling_origins
 from forecaster.errors import HistoryTooShort, InputError
 from forecaster.frequency.timestamps import Timestamp, Timestamps, format_timestamp, is_earlier, timestamp_at

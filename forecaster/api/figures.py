@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from forecaster.api.frames import FrameStyle
-from forecaster.api.tables import MODEL_COLUMN
+from forecaster.data.forecast_table import MODEL_COLUMN
 from forecaster.data.frames.rows import ColumnNames
 from forecaster.errors import InputError, MissingColumn
 from forecaster.installation import require_package

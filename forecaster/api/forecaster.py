@@ -33,16 +33,10 @@ from forecaster.api.messages import (
 )
 from forecaster.api.pretrained import PretrainedOptions
 from forecaster.api.reading import DataReader, PanelInput
-from forecaster.api.tables import (
-    MODEL_COLUMN,
-    Levels,
-    build_report,
-    build_table,
-    plan_quantile_columns,
-    validate_calibration,
-)
+from forecaster.api.tables import build_report, validate_calibration
 from forecaster.bundle import artifact
 from forecaster.bundle.pretrained.base import BASE_FOLDER
+from forecaster.data.forecast_table import MODEL_COLUMN, Levels, build_table, plan_quantile_columns
 from forecaster.data.frames.rows import ColumnNames
 from forecaster.errors import HorizonOutOfRange, InputError
 from forecaster.frequency.timestamps import format_timestamp

@@ -46,8 +46,9 @@ class FrameStyle:
         return frame if self.library is None else self._to_library(frame)
 
     def _to_library(self, frame: pd.DataFrame) -> Any:
-        pyarrow: Any = import_module("pyarrow")  # it converted the input
-        table = pyarrow.table({name: _to_arrow(pyarrow, frame[name]) for name in frame})
+        from forecaster.batch.tables import to_arrow_column  # pyarrow converted the input, so it is installed
+
+        table = import_module("pyarrow").table({name: to_arrow_column(frame[name]) for name in frame})
         converted = nw.from_arrow(table, backend=self.library)
         assert self.schema is not None
         id_type, time_type = self.schema
@@ -184,17 +185,6 @@ def _build_style(frame: pd.DataFrame, names: ColumnNames, library: Any, schema: 
         if not (pd.api.types.is_datetime64_any_dtype(time_type) or isinstance(time_type, pd.PeriodDtype)):
             time_type = None
     return FrameStyle(names, ids, time_type, library, schema)
-
-
-def _to_arrow(pyarrow: Any, values: pd.Series) -> Any:
-    """Converts a column; pyarrow's own conversion of zoned timestamps gives a warning with pandas 3.1."""
-    if values.dtype == object and values.empty:  # its type cannot be inferred
-        return pyarrow.array([], type=pyarrow.string())
-    if not isinstance(values.dtype, pd.DatetimeTZDtype):
-        return pyarrow.Array.from_pandas(values)
-    zone = str(values.dt.tz)
-    utc = values.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy(dtype="datetime64[us]")
-    return pyarrow.array(utc, type=pyarrow.timestamp("us", tz=zone.removeprefix("UTC") or zone))
 
 
 def _cast_timestamps(values: pd.Series, time_type: Any) -> pd.Series:

@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from forecaster.api.fitting import ModelOptions, columns_of_spec
 from forecaster.api.frames import FrameStyle, InputFrame, read_frame, read_future
 from forecaster.api.messages import warn_about_data
 from forecaster.data.frames.columns import validate_columns
+from forecaster.data.frames.future import append_future
 from forecaster.data.frames.other_columns import describe_ignored_columns, keep_values
 from forecaster.data.frames.panel import to_frame, to_panel
 from forecaster.data.frames.rows import ColumnNames
-from forecaster.data.frames.timestamps import parse_timestamp_column
 from forecaster.data.partial_periods import check_partial_periods
 from forecaster.errors import FrequencyUnknown, InputError
-from forecaster.frequency.timestamps import Timestamps, normalize_frequency
+from forecaster.frequency.timestamps import normalize_frequency
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.series import Panel
 
@@ -112,7 +111,6 @@ class DataReader(NamedTuple):
         )
 
     def _append_future(self, rows: pd.DataFrame, future: Any) -> pd.DataFrame:
-        """Returns the rows, followed by those of `X_df`, which get the static features of their series."""
         columns, names = self.columns, self.options.columns
         if not columns["covariates"]:
             raise InputError(
@@ -121,55 +119,6 @@ class DataReader(NamedTuple):
             )
         validate_columns(rows, required=names, optional=[name for listed in columns.values() for name in listed])
         later = read_future(future, names, argument="X_df")
-        if names.unique_id not in later and names.unique_id in rows and rows[names.unique_id].nunique() == 1:
-            later = later.assign(**{names.unique_id: rows[names.unique_id].iloc[0]})
-        missing = [name for name in (names.unique_id, names.ds, *columns["covariates"]) if name not in later]
-        if missing:
-            raise InputError(
-                f"Expected the columns {', '.join([names.unique_id, names.ds, *columns['covariates']])} in `X_df`; "
-                f"{', '.join(missing)} not found. Add them.",
-                where="X_df",
-            )
-        unknown = set(later[names.unique_id].map(str)) - set(rows[names.unique_id].map(str))
-        if unknown:
-            raise InputError(
-                f"Expected series of the histories in `X_df`; found {min(unknown)!r}, which has none. Leave it out.",
-                where="X_df",
-            )
-        ids = {str(series_id): series_id for series_id in rows[names.unique_id].unique()}
-        later = later.assign(**{names.unique_id: later[names.unique_id].map(str).map(ids)})
-        if pd.api.types.is_datetime64_any_dtype(rows[names.ds]) and not pd.api.types.is_datetime64_any_dtype(
-            later[names.ds]
-        ):
-            later = later.assign(**{names.ds: self._parse_timestamps(later)})
-        static = [name for name in columns["static"] if name not in later]
-        if static:
-            features = rows.drop_duplicates(names.unique_id)[[names.unique_id, *static]]
-            later = later.merge(features, on=names.unique_id, how="left")
-        _refuse_overlap(rows, later, names)
-        both = pd.concat([rows, later[[name for name in rows.columns if name in later]]], ignore_index=True)
-        codes, _ = pd.factorize(both[names.unique_id])
-        return both.iloc[np.argsort(codes, kind="stable")].reset_index(drop=True)
-
-    def _parse_timestamps(self, rows: pd.DataFrame) -> Timestamps:
-        names = self.options.columns
-        codes, _ = pd.factorize(rows[names.unique_id])
-        return parse_timestamp_column(
-            rows[names.ds], column=names.ds, freq=None, zone=self.options.zone, series_codes=codes.astype(np.int64)
-        ).timestamps
-
-
-def _refuse_overlap(rows: pd.DataFrame, later: pd.DataFrame, names: ColumnNames) -> None:
-    """Raises InputError for a row of `X_df` whose timestamp a history has with a value."""
-    keys = [names.unique_id, names.ds]
-    if rows[names.ds].dtype != later[names.ds].dtype:
-        return  # the same text may be another timestamp; a duplicate is refused later
-    observed = pd.MultiIndex.from_frame(rows.loc[rows[names.y].notna(), keys])
-    repeated = pd.MultiIndex.from_frame(later[keys]).isin(observed)
-    if repeated.any():
-        first = later[repeated].iloc[0]
-        raise InputError(
-            f"Expected rows after the histories in `X_df`; series {str(first[names.unique_id])!r} has a value at "
-            f"{first[names.ds]} already. Leave out the {int(repeated.sum())} rows of the past.",
-            where="X_df",
+        return append_future(
+            rows, later, names, covariates=columns["covariates"], static=columns["static"], zone=self.options.zone
         )

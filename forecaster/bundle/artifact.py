@@ -43,6 +43,7 @@ from forecaster.bundle.golden import (
 from forecaster.bundle.histories import HISTORIES_FILE, parse_histories, serialize_histories
 from forecaster.data.encoding import Encoding
 from forecaster.engines.onnx.support import find_missing_part
+from forecaster.engines.statistical import blend
 from forecaster.errors import BundleDamaged, BundleError, ForecasterError, MissingPackage
 from forecaster.frequency.timestamps import format_timestamp, parse_bounded_timestamp, parse_frequency
 from forecaster.installation import is_installed
@@ -59,7 +60,6 @@ from forecaster.prediction.head_quantiles import can_recalibrate
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec
-from forecaster.statistical import blend
 from forecaster.storage.atomic import create_folder
 from forecaster.storage.failpoints import fail_point
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forecaster.data.batching import repeat_season
+from forecaster.engines.statistical.models import STATISTICAL_MODELS, FitTask, forecast_tasks, require_model_package
 from forecaster.errors import ForecasterError, InputError
 from forecaster.series import Forecast, Series
-from forecaster.statistical.models import STATISTICAL_MODELS, FitTask, forecast_tasks, require_model_package
 
 if TYPE_CHECKING:
     from forecaster.prediction.predictor import Predictor

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from forecaster.engines.statistical.blend import NETWORK, combine_forecasts, forecast_component
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.calibration import calibrate_on_backtest, clip_at_origins
 from forecaster.evaluation.rolling_origins import ForecastArray
@@ -19,7 +20,6 @@ from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.shapes import Float64
-from forecaster.statistical.blend import NETWORK, combine_forecasts, forecast_component
 
 logger = logging.getLogger(__name__)
 

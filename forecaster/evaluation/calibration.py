@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from forecaster.data.batching import take_last
+from forecaster.engines.statistical.blend import list_statistical_components
 from forecaster.evaluation.backtest import Backtest, BacktestQuantileArray, backtest
 from forecaster.intervals.conformal import calibrate
 from forecaster.intervals.difficulty import measure_changes
@@ -26,7 +27,6 @@ from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Forecast, Panel, Series
 from forecaster.shapes import Float64
-from forecaster.statistical.blend import list_statistical_components
 
 _MAX_WINDOWS = 12
 _MAX_SHORT_WINDOWS = 2000  # that are forecast again

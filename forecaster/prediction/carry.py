@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from forecaster.data.batching import take_last
+from forecaster.engines.statistical.blend import MAX_FIT_STEPS
 from forecaster.series import Series
 from forecaster.series.history_summary import StateArrays, drop_and_summarize
 from forecaster.spec import Spec
-from forecaster.statistical.blend import MAX_FIT_STEPS
 
 
 def required_steps(spec: Spec, *, pre_context: int, season: int, is_blended: bool) -> int:

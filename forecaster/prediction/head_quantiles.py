@@ -8,6 +8,7 @@ from statistics import NormalDist
 import numpy as np
 
 from forecaster.engines.engine import Engine, find_quantile_engine
+from forecaster.engines.statistical.blend import list_statistical_components
 from forecaster.errors import ForecasterError
 from forecaster.intervals.adaptive import AdaptiveState
 from forecaster.intervals.calibration import Calibration
@@ -19,7 +20,6 @@ from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.series import Forecast, Series
 from forecaster.series.history_summary import HistorySummary, history_scales
 from forecaster.shapes import Float64
-from forecaster.statistical.blend import list_statistical_components
 
 MEDIAN = 0.5
 

@@ -15,6 +15,12 @@ import numpy as np
 from forecaster.data.batching import compute_future_timestamps, replace_non_finite
 from forecaster.data.encoding import find_category
 from forecaster.engines.engine import Engine, RolloutInput, find_quantile_engine
+from forecaster.engines.statistical.blend import (
+    BlendedForecasts,
+    blend_forecasts,
+    list_statistical_components,
+    require_packages,
+)
 from forecaster.errors import BadStamp, ForecasterError
 from forecaster.frequency.timestamps import Timestamps
 from forecaster.installation import is_installed, require_package
@@ -40,12 +46,6 @@ from forecaster.prediction.validation import InputValidator
 from forecaster.series import Forecast, Series
 from forecaster.series.history_summary import HistorySummary, find_constant, history_scale, history_scales
 from forecaster.shapes import Float, Float64, Int
-from forecaster.statistical.blend import (
-    BlendedForecasts,
-    blend_forecasts,
-    list_statistical_components,
-    require_packages,
-)
 
 if TYPE_CHECKING:
     from forecaster.model.regressor import Regressor

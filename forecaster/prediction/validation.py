@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from forecaster.data.batching import compute_usable_mask, find_value_error
+from forecaster.engines.statistical.blend import list_statistical_components
 from forecaster.errors import (
     BadSpec,
     CovariateUnknown,
@@ -21,7 +22,6 @@ from forecaster.errors import (
 from forecaster.frequency.names import are_same_grid
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.series import Series
-from forecaster.statistical.blend import list_statistical_components
 
 _MIN_VECTORIZED_SERIES = 4  # with fewer series, validating them one by one is faster
 

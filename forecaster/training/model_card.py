@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from forecaster.engines.statistical.blend import format_blend_weights
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.frequency.timestamps import format_timestamp
@@ -14,7 +15,6 @@ from forecaster.prediction.bounds import Bounds
 from forecaster.prediction.predictor import FittedModel
 from forecaster.registry.registry import CHALLENGER
 from forecaster.spec import Spec
-from forecaster.statistical.blend import format_blend_weights
 
 
 def render_model_card(model: FittedModel) -> str:

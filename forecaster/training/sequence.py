@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from forecaster.bundle.pretrained.base import zero_shot_predictor
 from forecaster.data.profile import build_training_profile
 from forecaster.data.split import hold_out
+from forecaster.engines.statistical.blend import NETWORK, format_blend_weights, require_packages
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import ForecastFunction, build_baselines
 from forecaster.evaluation.blend_weights import BlendWeights, fit_blend
@@ -21,7 +22,6 @@ from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.registry.registry import CHALLENGER
 from forecaster.series import Panel
 from forecaster.spec import Spec
-from forecaster.statistical.blend import NETWORK, format_blend_weights, require_packages
 from forecaster.training.advice import advise_on_test
 from forecaster.training.datamodule import split_panel
 from forecaster.training.fit import FitResult, fit, refit

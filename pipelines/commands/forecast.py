@@ -148,8 +148,8 @@ def _forecast_locally(
     from forecaster.bundle import artifact
     from forecaster.bundle.pretrained.base import BASE_FOLDER
     from forecaster.data.summary import describe_size
+    from forecaster.engines.statistical.blend import format_blend_weights
     from forecaster.progress.display import LOG_INTERVAL_S, create_display
-    from forecaster.statistical.blend import format_blend_weights
     from pipelines.sources import read_panel
 
     source, now = data_options.to_data_source(data), datetime.now(UTC)
@@ -189,8 +189,8 @@ def _forecast_over_http(
     url: str, data: str | None, horizon: int | None, levels: _Levels, data_options: DataOptions
 ) -> _ForecastResult:
     from forecaster.client import Client
+    from forecaster.engines.statistical.blend import format_blend_weights
     from forecaster.spec import Spec
-    from forecaster.statistical.blend import format_blend_weights
     from pipelines.sources import read_panel
 
     with Client(url) as client:

@@ -20,7 +20,7 @@ def verify(bundle: str, *, root_options: RootOptions = _ROOT_OPTIONS) -> None:
         A bundle folder, or a registered model as NAME or NAME@ALIAS.
     """
     from forecaster.bundle import artifact
-    from forecaster.statistical.blend import format_blend_weights
+    from forecaster.engines.statistical.blend import format_blend_weights
 
     is_path = Path(bundle).exists() or os.sep in bundle
     folder = Path(bundle) if is_path else resolve_bundle(bundle, root_options)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forecaster.bundle import artifact
+from forecaster.engines.statistical.blend import NETWORK, format_blend_weights
 from forecaster.errors import InputError
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import ForecastFunction
@@ -24,7 +25,6 @@ from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.registry.registry import CHALLENGER
 from forecaster.series import Panel
 from forecaster.spec import Spec
-from forecaster.statistical.blend import NETWORK, format_blend_weights
 from forecaster.storage import atomic
 from forecaster.training.fit import FitResult, fit_digest
 from forecaster.training.model_card import render_model_card

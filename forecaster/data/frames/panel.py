@@ -44,6 +44,7 @@ def to_panel(
     static: Sequence[str] = (),
     channels: Sequence[str] = (),
     text_covariates: Collection[str] | None = None,
+    assumed_freq: str | None = None,
 ) -> Panel:
     """Validates a long frame and splits it into series. docs/data.md lists every case and its outcome.
 
@@ -59,6 +60,8 @@ def to_panel(
         channels: Columns known for the past only. As in `y`, NaN means not observed.
         text_covariates: The covariates that are read as text, the others as numbers: the categories that a model has learned,
             `encoding.categories`. None decides by the cells of each column, as for the training of a model.
+        assumed_freq: What replaces the inference without `freq`, such as the frequency of a model. A series with gaps between
+            most of its rows is then rejected, as if the frequency were inferred.
     Raises:
         InputError: A subclass of it, with the series and the first invalid row or timestamp.
     """
@@ -81,12 +84,14 @@ def to_panel(
     rows = drop_duplicates(sort_rows(rows, repairs), repairs)
     bounds = rows.series_bounds()
     first = np.repeat(bounds[:-1], np.diff(bounds))
-    if declared is None:
+    gaps_allowed = True
+    if declared is None and assumed_freq is not None:
+        declared = assumed_freq
+    elif declared is None:
         declared, gaps_allowed = _infer_panel_frequency(rows, bounds)
-    else:
-        gaps_allowed = True
     positions = grid.compute_grid_positions(rows.ds, declared, first)
-    _validate_positions(rows, positions, declared, allow_gaps=gaps_allowed, is_inferred=freq is None)
+    owner = None if freq is not None else "longest series" if assumed_freq is None else "model"
+    _validate_positions(rows, positions, declared, allow_gaps=gaps_allowed, owner=owner)
     lengths = grid.compute_series_lengths(positions, bounds, ids=rows.ids, freq=declared)
     aligned = _align_to_grid(rows, positions, bounds, lengths, repairs)
     name = canonical_frequency(declared, rows.ds[bounds[:-1]])
@@ -177,11 +182,11 @@ def _list_declarable_frequencies(sorted_timestamps: Timestamps) -> list[str]:
 
 
 def _validate_positions(
-    rows: ParsedRows, positions: grid.GridPositions, freq: str, *, allow_gaps: bool, is_inferred: bool
+    rows: ParsedRows, positions: grid.GridPositions, freq: str, *, allow_gaps: bool, owner: str | None
 ) -> None:
     """Raises IrregularStamps for the first timestamp that is off the grid or, if gaps are not allowed, follows a gap.
 
-    An inferred frequency is also rejected if most steps of another series are gaps.
+    A frequency that was not declared, but is that of an `owner`, is also rejected if most steps of another series are gaps.
     """
     within = np.concatenate([[False], rows.codes[1:] == rows.codes[:-1]])
     gap = np.concatenate([[False], np.diff(positions.step) != 1]) & within
@@ -202,7 +207,7 @@ def _validate_positions(
             f"Expected timestamps one {freq!r} apart; series {rows.id_at(row)!r} {problem}. {advice}",
             where=rows.id_at(row),
         )
-    if is_inferred and gap.any():
+    if owner is not None and gap.any():
         series_count = len(rows.ids)
         gap_counts = np.bincount(rows.codes[gap], minlength=series_count)
         step_counts = np.bincount(rows.codes[within], minlength=series_count)
@@ -211,7 +216,7 @@ def _validate_positions(
             sparse_code = int(np.argmax(sparse))
             row = int(np.argmax(gap & (rows.codes == sparse_code)))
             raise IrregularStamps(
-                f"Expected timestamps one {freq!r} apart, as in the longest series; series {rows.id_at(row)!r} has gaps "
+                f"Expected timestamps one {freq!r} apart, as in the {owner}; series {rows.id_at(row)!r} has gaps "
                 f"between most of its rows, the first from {rows.format_timestamp_at(row - 1)} to "
                 f"{rows.format_timestamp_at(row)}. Declare the frequency (`freq`) if these are gaps; put series of another "
                 "frequency in a separate file.",

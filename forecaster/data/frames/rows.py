@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -122,8 +122,7 @@ def sort_rows(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
     is_same_series = code[1:] == code[:-1]
     is_backward = is_same_series & (ticks[1:] < ticks[:-1])
     is_orderly = not is_backward.any() and int((~is_same_series).sum()) + 1 == len(rows.ids)
-    keys = [_natural_key(series_id) for series_id in rows.ids]
-    id_order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
+    id_order = order_ids(rows.ids)
     if is_orderly and (id_order == np.arange(len(id_order))).all():
         return rows
     rank = np.empty(len(rows.ids), dtype=np.int64)
@@ -134,6 +133,12 @@ def sort_rows(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
         moved_count = int((order != np.arange(len(order))).sum())
         repairs.append(f"rows were not in order: sorted by series and timestamp ({moved_count} of {len(order)} moved)")
     return ranked.take(order)
+
+
+def order_ids(ids: Iterable[str]) -> Int[np.ndarray, "series"]:
+    """Returns the indices of ids in the order of the series of a panel."""
+    keys = [_natural_key(series_id) for series_id in ids]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
 
 
 def _natural_key(series_id: str) -> tuple[list[tuple[int, int, str]], str]:

@@ -8,13 +8,13 @@ from itertools import product
 import numpy as np
 import pytest
 
+from forecaster.engines.statistical.blend import NETWORK, forecast_component
 from forecaster.errors import BadSpec
 from forecaster.evaluation import blend_weights
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.blend_weights import choose_weights, fit_blend, optimal_weights
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel
-from forecaster.statistical.blend import NETWORK, forecast_component
 from forecaster.training.fit import fit as train
 from forecaster.training.fit import refit
 from tests.case_selection import sample_cases

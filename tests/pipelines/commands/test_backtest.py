@@ -13,13 +13,13 @@ import yaml
 from mlflow import MlflowClient
 
 from forecaster.bundle import artifact
+from forecaster.engines.statistical.models import STATISTICAL_MODELS
 from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.evaluation.calibration import calibrate_model
 from forecaster.evaluation.scores import overall_scores
 from forecaster.evaluation.significance import paired_t_test
 from forecaster.registry.registry import create_client
 from forecaster.series import Panel
-from forecaster.statistical.models import STATISTICAL_MODELS
 from pipelines.commands.backtest import BaselineName, load_bundles
 from pipelines.commands.options import RootOptions
 from pipelines.settings import Root

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from forecaster.bundle import artifact
+from forecaster.engines.statistical.blend import NETWORK
 from forecaster.errors import MissingPackage
 from forecaster.evaluation.baselines import BASELINES
 from forecaster.prediction.predictor import Predictor
 from forecaster.registry.registry import CHALLENGER, create_client
-from forecaster.statistical.blend import NETWORK
 from pipelines.cli import main
 from pipelines.commands.options import SpecOptions
 from pipelines.promotion.policy import Policy

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from forecaster.bundle import artifact
+from forecaster.engines.statistical.blend import NETWORK
 from forecaster.frequency.timestamps import format_timestamp
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Series
-from forecaster.statistical.blend import NETWORK
 from serving.deployment.releases import Release, publish, staging
 from serving.deployment.slot import load_bundle
 from tests.factories import make_fitted_model, make_series, make_spec, make_wave

@@ -9,9 +9,9 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from forecaster.engines.statistical.models import FitTask, forecast_tasks, require_model_package
 from forecaster.errors import BundleDamaged
 from forecaster.shapes import Float64
-from forecaster.statistical.models import FitTask, forecast_tasks, require_model_package
 
 NETWORK = "network"
 """The name of the network in a blend."""

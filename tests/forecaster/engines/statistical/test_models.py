@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from forecaster.engines.statistical import models as module
+from forecaster.engines.statistical.models import STATISTICAL_MODELS, STATSFORECAST_CLASSES, interpolate_gaps, naive2
 from forecaster.errors import InputError, MissingPackage, TrainingError
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.baselines import seasonal_naive, statistical_baseline
 from forecaster.series import Forecast, Series
-from forecaster.statistical import models as module
-from forecaster.statistical.models import STATISTICAL_MODELS, STATSFORECAST_CLASSES, interpolate_gaps, naive2
 from tests.factories import START, make_panel, make_series, make_wave
 
 pytestmark = pytest.mark.integration
 
 NAN = float("nan")
-CHECKOUT = Path(__file__).parents[3]
+CHECKOUT = Path(__file__).parents[4]
 SEASON, HORIZON = 4, 6
 
 
@@ -124,9 +124,8 @@ def test_parallel_processes_give_the_same_results_in_the_same_order() -> None:
 
 
 def test_a_process_that_fits_baselines_does_not_import_torch() -> None:
-    program = (
-        "import sys, forecaster.evaluation.baselines, forecaster.statistical.blend; sys.exit('torch' in sys.modules)"
-    )
+    modules = "forecaster.evaluation.baselines, forecaster.engines.statistical.blend"
+    program = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=False).returncode == 0
 
 

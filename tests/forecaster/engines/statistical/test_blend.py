@@ -13,15 +13,15 @@ import pytest
 
 from forecaster.bundle import artifact
 from forecaster.data.split import rolling_origins
+from forecaster.engines.statistical import blend
+from forecaster.engines.statistical.blend import NETWORK
+from forecaster.engines.statistical.models import STATSFORECAST_CLASSES
 from forecaster.errors import BadSpec, BundleDamaged, GoldenMismatch, MissingPackage
 from forecaster.evaluation.calibration import calibrate_model
 from forecaster.evaluation.rolling_origins import forecast_all_origins
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.spec import StatisticalModel
-from forecaster.statistical import blend
-from forecaster.statistical.blend import NETWORK
-from forecaster.statistical.models import STATSFORECAST_CLASSES
 from pipelines.commands.options import BlendOption
 from tests.factories import make_fitted_model, make_series, make_spec, make_wave
 from tests.forecaster.bundle.test_artifact import rewrite_file
