@@ -104,6 +104,7 @@ def split_by_ids(groups: Sequence[RowGroup], *, shard_rows: int) -> tuple[Shard,
     rows, last = 0, bounded[0][2].highest
     for _, _, group in bounded:
         if rows and rows + group.rows > shard_rows and (not thresholds or _key(last) > _key(thresholds[-1])):
+            assert last is not None
             thresholds.append(last)
             rows = 0
         rows += group.rows
@@ -124,10 +125,10 @@ def split_by_ids(groups: Sequence[RowGroup], *, shard_rows: int) -> tuple[Shard,
     return tuple(shards)
 
 
-def _key(bound: IdValue | None) -> bytes | int:
-    """Returns a bound in the order of Parquet: text by its UTF-8 bytes."""
+def _key(bound: IdValue | None) -> bytes:
+    """Returns bytes in the order of Parquet: text as UTF-8, integers of up to 64 bits with the highest byte first."""
     assert bound is not None
-    return bound.encode() if isinstance(bound, str) else bound
+    return bound.encode() if isinstance(bound, str) else (bound + (1 << 63)).to_bytes(9, "big")
 
 
 def _merge_groups(groups: Sequence[RowGroup]) -> Iterator[Piece]:

@@ -7,12 +7,13 @@ each bucket. A step whose file exists is finished. A bucket is read from all fil
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
 
 from forecaster.batch.source import Piece, Source
 from forecaster.batch.stores import Store
@@ -60,17 +61,14 @@ def run_step(shuffle: Shuffle, step: int) -> int:
     if store.exists(name):
         return 0
     sink, rows = pa.BufferOutputStream(), 0
-    writer: pa.RecordBatchFileWriter | None = None
-    schema: pa.Schema | None = None
-    for table in _iter_slab(shuffle, step):
-        if schema is None:
-            schema = table.schema
-            writer = pa.ipc.new_file(sink, schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
-        for batch in _split_by_bucket(table.cast(schema), shuffle):
-            writer.write_batch(batch)
-        rows += table.num_rows
-    if writer is not None:
-        writer.close()
+    tables = _iter_slab(shuffle, step)
+    first = next(tables, None)
+    if first is not None:
+        with pa.ipc.new_file(sink, first.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+            for table in chain([first], tables):
+                for batch in _split_by_bucket(table.cast(first.schema), shuffle):
+                    writer.write_batch(batch)
+                rows += table.num_rows
     store.write_bytes(name, sink.getvalue())
     fail_point("batch.shuffled")
     return rows

@@ -10,13 +10,13 @@ from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from forecaster.batch.stores import Store
-from forecaster.errors import InputError, MissingColumn, NoData
 from forecaster.data.frames.rows import ColumnNames
+from forecaster.errors import InputError, MissingColumn, NoData
 
 _SUFFIX = ".parquet"
 _MAGIC_BYTES = 8  # the length of the footer and `PAR1`, at the end of a file

@@ -13,7 +13,7 @@ from itertools import islice
 from multiprocessing import connection
 from typing import TypeVar
 
-import pyarrow as pa
+import pyarrow as pa  # type: ignore[import-untyped]
 
 from forecaster.batch.manifest import ShardRecord
 from forecaster.batch.shard import ShardInputs, compute_shard, load_model
