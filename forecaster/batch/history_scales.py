@@ -20,7 +20,7 @@ def compute_history_scales(
 ) -> Float64[np.ndarray, "series"]:
     """Returns the mean absolute seasonal difference of each history, the scale of MASE; NaN if there is none.
 
-    Equal to `forecaster.metrics.seasonal_error` of each series, with a season of 1 for a history that is not longer than a season.
+    Equal to `forecaster.metrics.seasonal_error` of each series, with a season of 1 for a history that is not longer.
 
     Args:
         rows: The histories.
@@ -52,7 +52,7 @@ def _to_numbers(column: pa.ChunkedArray) -> Float64[np.ndarray, "row"]:
     """Returns a column as numbers; NaN for a missing value, and for text that is none."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return np.asarray(pd.to_numeric(column.to_pandas(), errors="coerce"), dtype=np.float64)
-    return column.cast(pa.float64()).to_numpy()
+    return np.asarray(column.cast(pa.float64()).to_numpy())
 
 
 def _average_differences(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +35,8 @@ from forecaster.storage.failpoints import fail_point
 DEFAULT_SHARD_ROWS = 2_000_000
 
 
-class JobShare(NamedTuple):
+@dataclass(frozen=True)
+class JobShare:
     """The shards that one of several jobs computes: those whose number has the remainder `index` when divided by `count`."""
 
     index: int = 0
@@ -72,9 +73,9 @@ class BatchJob:
     horizon: int
     level: tuple[float, ...] = ()
     quantiles: tuple[float, ...] = ()
-    reading: ReadingOptions = ReadingOptions()
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
     workers: int = 1
-    share: JobShare = JobShare()
+    share: JobShare = field(default_factory=JobShare)
     scratch: str | None = None
     limit: int | None = None
     shard_rows: int = DEFAULT_SHARD_ROWS

@@ -172,7 +172,7 @@ def parse_as_of(text: str) -> str:
     try:
         moment = pd.Timestamp(text)
         if (
-            moment is pd.NaT
+            pd.isna(moment)
             or not text[:4].isdigit()
             or moment.tz is not None
             or moment.microsecond
@@ -263,8 +263,8 @@ def _read_record(store: Store, name: str, kind: type[_RecordT]) -> _RecordT:
         shown = f"{store.shown_location}/{name}"
         first = error.errors()[0]
         raise InputError(
-            f"Expected a {kind.__name__} in {shown}; {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}. Remove the "
-            "file to start again, or use the version of the package that wrote it.",
+            f"Expected a {kind.__name__} in {shown}; {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}. Remove "
+            "the file to start again, or use the version of the package that wrote it.",
             where=shown,
         ) from error
 
