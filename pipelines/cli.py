@@ -16,6 +16,7 @@ from forecaster import __version__
 from forecaster.errors import ForecasterError
 from forecaster.installation import EXTRA_OF_MODULE, describe_missing_module
 from pipelines.commands.backtest import backtest
+from pipelines.commands.batch import batch
 from pipelines.commands.compare import compare
 from pipelines.commands.console import configure_logging, name_options
 from pipelines.commands.data import data_app
@@ -53,6 +54,7 @@ for command in (
     backtest,
     compare,
     forecast,
+    batch,
     inspect,
     tune,
     register,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,10 +24,11 @@ from forecaster.batch.manifest import (
     write_manifest,
 )
 from forecaster.batch.plan import Layout, plan_shards
-from forecaster.batch.shard import ShardInputs
+from forecaster.batch.shard import ShardInputs, load_model
 from forecaster.batch.shuffle import Shuffle, find_missing_steps
 from forecaster.batch.source import InputColumns, Source, open_source
 from forecaster.batch.stores import Store
+from forecaster.data.forecast_table import plan_quantile_columns
 from forecaster.errors import InputError, TooManyRejects
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.storage.failpoints import fail_point
@@ -128,6 +129,7 @@ def run_batch(job: BatchJob, *, progress: Progress = NO_PROGRESS) -> BatchReport
     _validate_job(job)
     store = Store(job.output)
     with progress.phase("plan"):
+        job = _complete_reading(job)
         source = open_source(job.source, InputColumns(job.reading.names, job.reading.others))
         manifest = _open_manifest(job, store, source)
         mine = range(job.share.index, len(manifest.shards), job.share.count)
@@ -193,6 +195,16 @@ def _validate_job(job: BatchJob) -> None:
             f"{job.share.index}/{job.share.count}. Count from 0.",
             where="shard",
         )
+
+
+def _complete_reading(job: BatchJob) -> BatchJob:
+    """Returns a job with the other columns that its model reads; raises errors of the model, the horizon and the levels."""
+    predictor = load_model(job.bundle, job.model, horizon=job.horizon)
+    levels = plan_quantile_columns(job.level, job.quantiles).values()
+    predictor.forecast_batch([], job.horizon, levels=sorted(set(levels)))
+    spec = predictor.fitted_model.spec
+    others = (*spec.covariates, *spec.static_columns, *spec.channels)
+    return replace(job, reading=job.reading.model_copy(update={"others": others}))
 
 
 def _open_manifest(job: BatchJob, store: Store, source: Source) -> Manifest:

@@ -23,7 +23,9 @@ from forecaster.batch.source import Source
 from forecaster.batch.stores import Store, StoredFile
 from forecaster.bundle import artifact
 from forecaster.bundle.pretrained.base import BASE_FOLDER, specialize_base
-from forecaster.errors import BundleDamaged
+from forecaster.data.calendar import default_horizon
+from forecaster.errors import BundleDamaged, FrequencyUnknown
+from forecaster.frequency.timestamps import normalize_frequency
 from forecaster.prediction.predictor import Predictor
 from forecaster.shapes import Int
 from forecaster.storage.failpoints import fail_point
@@ -75,6 +77,37 @@ def load_model(bundle: Path, model: ModelIdentity, *, horizon: int) -> Predictor
         assert model.freq is not None
         return Predictor(specialize_base(model.freq, horizon=horizon, season=model.season))
     return artifact.load_predictor(bundle)
+
+
+class IdentifiedModel(NamedTuple):
+    """What identifies a model, and its horizon."""
+
+    model: ModelIdentity
+    horizon: int
+
+
+def identify_model(bundle: Path, *, version: str | None, freq: str | None, season: int | None) -> IdentifiedModel:
+    """Returns what identifies the model of a bundle.
+
+    Args:
+        bundle: Its folder.
+        version: Its version in a registry; None names it by the start of its digest.
+        freq, season: For the pretrained network: the frequency of the data, and the season if it is not the usual one.
+    Raises:
+        BundleError: There is no bundle in the folder.
+        FrequencyUnknown: The pretrained network has no frequency.
+    """
+    digest, manifest = artifact.compute_bundle_digest(bundle), artifact.read_manifest(bundle)
+    version = version or f"{manifest.name}@{digest[:12]}"
+    if bundle != BASE_FOLDER:
+        return IdentifiedModel(ModelIdentity(name=manifest.name, version=version, digest=digest), manifest.horizon)
+    if freq is None:
+        raise FrequencyUnknown(
+            "Expected the frequency of the data for the pretrained network; found none. Declare it (`freq`='D').", where="freq"
+        )
+    freq = str(normalize_frequency(freq, where="freq"))
+    model = ModelIdentity(name=manifest.name, version=version, digest=digest, freq=freq, season=season)
+    return IdentifiedModel(model, default_horizon(freq))
 
 
 def compute_shard(predictor: Predictor, inputs: ShardInputs, shard: int) -> ShardRecord:

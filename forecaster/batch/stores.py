@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +77,12 @@ class Store:
             return self._folder.is_file()
         with self._translate_errors():
             return bool(self._filesystem.isfile(self._root))
+
+    def open_filesystem(self, names: Sequence[str]) -> tuple[Any, list[str]]:
+        """Returns the file system of the store for `pyarrow.dataset`, None for this machine's, and the paths of files in it."""
+        if self.is_local:
+            return None, [str(self._folder / name) for name in names]
+        return self._filesystem, [self._path(name) for name in names]
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
