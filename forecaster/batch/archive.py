@@ -38,7 +38,9 @@ def open_archive(path: str, *, as_of: str | Sequence[str] | None = None) -> Any:
     folders = tuple(f"{format_folder(night.as_of)}/" for night in nights)
     names = [name for name in store.list_files() if name.startswith(folders) and name.endswith(".parquet")]
     filesystem, paths = store.open_filesystem(names)
-    parts = [pads.dataset(path, format="parquet", filesystem=filesystem) for path in _first_of_each(folders, names, paths)]
+    parts = [
+        pads.dataset(path, format="parquet", filesystem=filesystem) for path in _first_of_each(folders, names, paths)
+    ]
     schema = pa.unify_schemas([part.schema for part in parts], promote_options="permissive")
     return pads.dataset(paths, schema=schema, format="parquet", filesystem=filesystem)
 
@@ -51,8 +53,8 @@ def read_archive(
     Args:
         path: The folder of the archive, a path or URL.
         as_of: One night or several; by default all that are finished.
-        columns: The columns to read; by default all: id, timestamp, step ahead, `forecaster` and its intervals, the scale of MASE,
-            and what identifies night and model (`as_of`, `model_version`, `model_digest`).
+        columns: The columns to read; by default all: id, timestamp, step ahead, `forecaster` and its intervals, the scale
+            of MASE, and what identifies night and model (`as_of`, `model_version`, `model_digest`).
     Raises:
         NoData, InputError: As `open_archive`.
         MissingColumn: There is no such column.
@@ -61,7 +63,8 @@ def read_archive(
     unknown = [name for name in columns or () if name not in dataset.schema.names]
     if unknown:
         raise MissingColumn(
-            f"Expected columns among {', '.join(dataset.schema.names)}; found {unknown[0]!r}. Name others.", where=unknown[0]
+            f"Expected columns among {', '.join(dataset.schema.names)}; found {unknown[0]!r}. Name others.",
+            where=unknown[0],
         )
     return dataset.to_table(columns=None if columns is None else list(columns))
 

@@ -103,7 +103,8 @@ def identify_model(bundle: Path, *, version: str | None, freq: str | None, seaso
         return IdentifiedModel(ModelIdentity(name=manifest.name, version=version, digest=digest), manifest.horizon)
     if freq is None:
         raise FrequencyUnknown(
-            "Expected the frequency of the data for the pretrained network; found none. Declare it (`freq`='D').", where="freq"
+            "Expected the frequency of the data for the pretrained network; found none. Declare it (`freq`='D').",
+            where="freq",
         )
     freq = str(normalize_frequency(freq, where="freq"))
     model = ModelIdentity(name=manifest.name, version=version, digest=digest, freq=freq, season=season)

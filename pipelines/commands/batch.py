@@ -101,8 +101,8 @@ def batch(
 ) -> None:
     """Forecasts a data set of Parquet files in constant memory; the same command continues a batch that was interrupted.
 
-    Exits with 0 if the forecasts are written, and with 3 if more series than --max-rejects have none. One folder holds the forecasts of
-    many nights, which `forecaster score` compares with the actuals.
+    Exits with 0 if the forecasts are written, and with 3 if more series than --max-rejects have none. One folder holds the
+    forecasts of many nights, which `forecaster score` compares with the actuals.
 
     Parameters
     ----------
@@ -136,7 +136,8 @@ def batch(
             raise InputError(f"Expected --{name} of at least 1; found {number}. Use a larger number.", where=name)
     if max_rejects < 0:
         raise InputError(
-            f"Expected --max-rejects of at least 0; found {max_rejects:g}. Use a share (0.01) or a number.", where="max_rejects"
+            f"Expected --max-rejects of at least 0; found {max_rejects:g}. Use a share (0.01) or a number.",
+            where="max_rejects",
         )
     share = work_options.parse_share()
     _refuse_passwords(source=source, out=out, scratch=work_options.scratch)
@@ -183,8 +184,8 @@ def _refuse_passwords(**locations: str | None) -> None:
     for name, location in locations.items():
         if location is not None and has_password(location):
             raise InputError(
-                f"Expected a URL without a password; found one in {redact_addresses(location)}. Put it into the environment, such "
-                "as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://.",
+                f"Expected a URL without a password; found one in {redact_addresses(location)}. Put it into the environment, "
+                "such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://.",
                 where=name,
             )
 
@@ -205,6 +206,7 @@ def _print_report(report: BatchReport, model: ModelIdentity) -> None:
     if report.computed:
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.stage_seconds.items())
         print(
-            f"time      {report.seconds:.1f} s, {rate:.0f} series/s; in all workers {stages}; at most {report.peak_mib:.0f} MiB each"
+            f"time      {report.seconds:.1f} s, {rate:.0f} series/s; in all workers {stages}; "
+            f"at most {report.peak_mib:.0f} MiB each"
         )
     print(f"archive   {name_options(report.location)}")
