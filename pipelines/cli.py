@@ -30,6 +30,7 @@ from pipelines.commands.package import package
 from pipelines.commands.pretrain import pretrain
 from pipelines.commands.registry import audit, promote, register, rollback
 from pipelines.commands.schedule import schedule_app
+from pipelines.commands.score import score
 from pipelines.commands.serve import serve
 from pipelines.commands.shadow import shadow
 from pipelines.commands.synthetic import synthetic
@@ -55,6 +56,7 @@ for command in (
     compare,
     forecast,
     batch,
+    score,
     inspect,
     tune,
     register,

@@ -148,6 +148,8 @@ def run_batch(job: BatchJob, *, progress: Progress = NO_PROGRESS) -> BatchReport
     if len(records) == len(manifest.shards):
         add_to_catalogue(store, _summarize_night(manifest, list(records.values())))
         fail_point("batch.listed")
+        for folder in manifest.folders:
+            store.remove_drafts(folder)
         if shuffle is not None:
             Store(shuffle.scratch).remove_folder(shuffle.folder)
     own = [records[shard] for shard in mine]

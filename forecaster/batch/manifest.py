@@ -108,6 +108,12 @@ class Manifest(BatchRecord):
         """The folder of the temporary files of a shuffle, below the scratch folder."""
         return f"_shuffle/{format_folder(self.as_of)}"
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """All folders with files of this batch, apart from a shuffle."""
+        night = format_folder(self.as_of)
+        return self.folder, night, f"_rejects/{night}"
+
     def forecast_name(self, shard: int) -> str:
         """Returns the name of the file with the forecasts of a shard."""
         return f"{format_folder(self.as_of)}/part-{shard:05d}.parquet"

@@ -30,7 +30,8 @@ from forecaster.errors import BadStamp, DuplicateStamp, InputError, MissingColum
 _INTERVAL_COLUMN = re.compile(rf"{MODEL_COLUMN}-(lo|hi)-([\d.]+)")
 _QUANTILE_COLUMN = re.compile(rf"{MODEL_COLUMN}-q-([\d.]+)")
 _ACTUAL = "actual"
-_GROUPS = {"step": STEP_COLUMN, "version": VERSION_COLUMN, "as_of": AS_OF_COLUMN}
+GROUPS = {"step": STEP_COLUMN, "version": VERSION_COLUMN, "as_of": AS_OF_COLUMN}
+"""The columns of the forecasts by which they are grouped, by the name of the group."""
 ARCHIVE_COLUMN = "archive"
 
 
@@ -175,16 +176,16 @@ def find_quantiles(names: Sequence[str]) -> dict[float, str]:
 def _plan_scores(path: str, actuals: Actuals, *, as_of: str | Sequence[str] | None, by: Sequence[str]) -> _ScorePlan:
     dataset = open_archive(path, as_of=as_of)
     night = list_nights(path)[0]
-    group_columns = [name for name in by if name not in _GROUPS]
+    group_columns = [name for name in by if name not in GROUPS]
     clashing = [name for name in group_columns if name in dataset.schema.names]
     if clashing:
         raise InputError(
-            f"Expected groups among {', '.join(_GROUPS)} or the columns of the actuals; found {clashing[0]!r}, a column of the "
+            f"Expected groups among {', '.join(GROUPS)} or the columns of the actuals; found {clashing[0]!r}, a column of the "
             "forecasts. Use another.",
             where="by",
         )
     prepared = _prepare_actuals(actuals, night.id_column, night.ds_column, dataset.schema, group_columns)
-    groups = tuple(_GROUPS.get(name, name) for name in by)
+    groups = tuple(GROUPS.get(name, name) for name in by)
     return _ScorePlan(dataset, prepared, night.id_column, night.ds_column, groups, tuple(by))
 
 
@@ -289,7 +290,7 @@ def _build_scores(
             f"msis_{percent:g}": mean(f"interval_{percent:g}"),
         }
     table = pa.table(columns)
-    grouped_by_actuals = [name for name in plan.group_names if name not in _GROUPS]
+    grouped_by_actuals = [name for name in plan.group_names if name not in GROUPS]
     for name in grouped_by_actuals:  # a forecast without an actual has no group
         table = table.filter(pc.or_(pc.is_valid(table.column(name)), pc.greater(table.column("scored"), 0)))
     if not pc.sum(table.column("scored")).as_py():

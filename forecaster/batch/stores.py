@@ -124,6 +124,12 @@ class Store:
                 size += len(chunk)
         return StoredFile(digest.hexdigest(), size)
 
+    def remove_drafts(self, folder: str) -> None:
+        """Removes what killed processes left of files that they did not finish; on this machine only, since stores have none."""
+        if self.is_local:
+            for path in (self._folder / folder).rglob(".*"):
+                path.unlink(missing_ok=True)
+
     def remove_folder(self, name: str) -> None:
         """Removes a folder with all its files, if it exists, and the folders around it that become empty."""
         if self.is_local:

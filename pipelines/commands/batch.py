@@ -140,7 +140,7 @@ def batch(
             where="max_rejects",
         )
     share = work_options.parse_share()
-    _refuse_passwords(source=source, out=out, scratch=work_options.scratch)
+    refuse_passwords(source=source, out=out, scratch=work_options.scratch)
     if schedule_options.cron is not None:
         schedule_command(f"batch-{_derive_job_name(model)}", "batch", arguments, schedule_options, root_options)
         return
@@ -177,7 +177,8 @@ def _identify(resolved: ResolvedModel, freq: str | None, season: int | None) -> 
     return identity.model, identity.horizon
 
 
-def _refuse_passwords(**locations: str | None) -> None:
+def refuse_passwords(**locations: str | None) -> None:
+    """Raises InputError for a URL with a password, because other users of the machine see command lines."""
     from forecaster.storage.addresses import redact_addresses
     from pipelines.redaction import has_password
 
