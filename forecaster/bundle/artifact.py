@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -160,7 +161,8 @@ def load_bundle(folder: Path) -> FittedModel:
 def load_predictor(folder: Path, *, clock: Callable[[], datetime] | None = None) -> Predictor:
     """Loads a bundle as a predictor on its fastest engine (`choose_engine`); imports PyTorch only if there is no other.
 
-    With a clock, the predictor warns about last periods that contain the present.
+    With a clock, the predictor warns about last periods that contain the present. It can be pickled if the clock can, by the
+    path and the digest of the bundle.
 
     Verifies the bundle and raises errors as `load_bundle` does, but replays the golden requests on that engine only.
     """
@@ -172,7 +174,38 @@ def load_predictor(folder: Path, *, clock: Callable[[], datetime] | None = None)
             replay_golden_file(*strip_blend(stored, golden), engine, where=where)
             if stored.blend_weights:
                 replay_golden_file(stored, golden, engine, where=where)
-        return Predictor(stored, engine=engine, clock=clock)
+        origin = BundleOrigin(folder.resolve(), compute_bundle_digest(folder), clock)
+        return Predictor(stored, engine=engine, clock=clock, origin=origin)
+
+
+class BundleOrigin(NamedTuple):
+    """The bundle of a predictor, as pickles of it hold it.
+
+    Attributes:
+        folder: The absolute path.
+        digest: The digest that the bundle had.
+        clock: The clock of the predictor.
+    """
+
+    folder: Path
+    digest: str
+    clock: Callable[[], datetime] | None
+
+    def load(self) -> Predictor:
+        """Loads the predictor; raises BundleError if the bundle has changed, and otherwise as `load_predictor` does."""
+        require_digest(self.folder, self.digest)
+        return load_predictor(self.folder, clock=self.clock)
+
+
+def require_digest(folder: Path, digest: str) -> None:
+    """Raises BundleError if a bundle is not the one with this digest, and BundleDamaged if there is none."""
+    found = compute_bundle_digest(folder)
+    if found != digest:
+        raise BundleError(
+            f"Expected the bundle with the digest {digest[:12]} in {folder}, from which the predictor was loaded; found "
+            f"{found[:12]}. Load the predictor again.",
+            where=str(folder),
+        )
 
 
 def verify_bundle(folder: Path) -> StoredModel:

@@ -127,10 +127,11 @@ def _to_frame(columns: ForecastColumns, mean: str, others: Mapping[str, np.ndarr
 def _concatenate_timestamps(parts: Sequence[Timestamps]) -> Timestamps:
     """Concatenates indices; series that end together share one, so most of them are the same object."""
     first = parts[0]
-    if any(part.dtype != first.dtype for part in {id(part): part for part in parts}.values()):
+    distinct = {id(part): part for part in parts}
+    if any(part.dtype != first.dtype for part in distinct.values()):
         appended: Timestamps = first.append(list(parts[1:]))
         return appended
-    values = {id(part): timestamps_to_int64(part) for part in parts}
+    values = {key: timestamps_to_int64(part) for key, part in distinct.items()}
     ticks = np.concatenate([values[id(part)] for part in parts])
     if not isinstance(first, pd.DatetimeIndex):
         numbers: Timestamps = pd.Index(ticks)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from forecaster.engines.statistical.blend import (
     list_statistical_components,
     require_packages,
 )
-from forecaster.errors import BadStamp, ForecasterError
+from forecaster.errors import BadStamp, BundleError, ForecasterError
 from forecaster.frequency.timestamps import Timestamps
 from forecaster.installation import is_installed, require_package
 from forecaster.intervals.adaptive import AdaptiveState
@@ -61,6 +61,15 @@ _STATE_PURPOSE = "the stored states of a network that reads whole histories"
 _MIN_NOISE = np.float32(1e-6)  # float32, so that clipped noise stays float32
 
 
+@runtime_checkable
+class PredictorOrigin(Protocol):
+    """Where a predictor was loaded from; it can be pickled, and loads an equal predictor."""
+
+    def load(self) -> Predictor:
+        """Loads the predictor; raises BundleError if its files are missing or have changed."""
+        ...
+
+
 class Predictor:
     """A fitted model with an engine. It keeps no state between calls, so threads may share it.
 
@@ -69,6 +78,9 @@ class Predictor:
     history. Means, quantiles and paths stay within `bounds`. With a clock, forecasts of histories whose last period contains the
     present have a warning. Raises MissingPackage if the package that fits the statistical models, or a network that only PyTorch
     runs, is not installed.
+
+    A predictor with an `origin`, as `load_predictor` returns it, can be pickled: the pickle holds the origin, and the process
+    that unpickles it loads the same bundle.
     """
 
     def __init__(
@@ -78,6 +90,7 @@ class Predictor:
         device: str = "cpu",
         engine: Engine | None = None,
         clock: Callable[[], datetime] | None = None,
+        origin: PredictorOrigin | None = None,
     ) -> None:
         require_packages(list_statistical_components(fitted_model.blend_weights))
         self.fitted_model, self.device, self.layout = fitted_model, device, fitted_model.layout
@@ -88,7 +101,16 @@ class Predictor:
             InputInspector(fitted_model),
             Bounds.from_facts(fitted_model.spec, fitted_model.facts),
         )
-        self._inputs, self._clock = RolloutInputBuilder(fitted_model), clock
+        self._inputs, self._clock, self._origin = RolloutInputBuilder(fitted_model), clock, origin
+
+    def __reduce__(self) -> tuple[Callable[[PredictorOrigin], Predictor], tuple[PredictorOrigin]]:
+        if self._origin is None:
+            raise BundleError(
+                f"Expected a predictor that was loaded from a bundle, because a pickle holds its path and digest; the model "
+                f"{self.fitted_model.spec.name!r} is in memory only. Write a bundle, and pickle load_predictor(folder).",
+                where=self.fitted_model.spec.name,
+            )
+        return _load_from, (self._origin,)
 
     @cached_property
     def networks(self) -> tuple[Regressor, ...]:
@@ -592,6 +614,10 @@ class Predictor:
             history = np.concatenate([series.history_summary.last_season_values, series.y])
         repaired_mean = replace_non_finite(mean, history, season=self.fitted_model.season)
         return Forecast(series.id, timestamps, repaired_mean, (warning,), has_fallback=True)
+
+
+def _load_from(origin: PredictorOrigin) -> Predictor:
+    return origin.load()
 
 
 def _roll_out(

@@ -7,11 +7,12 @@ from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from forecaster.bundle.artifact import load_predictor
+from forecaster.bundle.artifact import compute_bundle_digest, load_predictor, require_digest
 from forecaster.bundle.pretrained.specification import BASE_NAME as BASE_NAME
 from forecaster.bundle.pretrained.specification import MAX_SEASON, base_spec
 from forecaster.data.calendar import default_horizon, default_season
@@ -102,7 +103,28 @@ def base_predictor(
 
     Its engine depends on the season alone, so predictors of several frequencies may share one.
     """
-    return Predictor(specialize_base(freq, horizon=horizon, season=season), engine=engine, clock=clock)
+    origin = BaseOrigin(freq, horizon, season, compute_bundle_digest(BASE_FOLDER), clock)
+    return Predictor(specialize_base(freq, horizon=horizon, season=season), engine=engine, clock=clock, origin=origin)
+
+
+class BaseOrigin(NamedTuple):
+    """What the pretrained network was specialised for, as pickles of a predictor hold it.
+
+    Attributes:
+        freq, horizon, season, clock: The arguments of `base_predictor`.
+        digest: The digest of the shipped bundle.
+    """
+
+    freq: str
+    horizon: int
+    season: int | None
+    digest: str
+    clock: Callable[[], datetime] | None
+
+    def load(self) -> Predictor:
+        """Loads the predictor; raises BundleError if the installed package ships another network."""
+        require_digest(BASE_FOLDER, self.digest)
+        return base_predictor(self.freq, horizon=self.horizon, season=self.season, clock=self.clock)
 
 
 def zero_shot_predictor(
