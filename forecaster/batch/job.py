@@ -24,7 +24,7 @@ from forecaster.batch.manifest import (
     write_manifest,
 )
 from forecaster.batch.plan import Layout, plan_shards
-from forecaster.batch.shard import ShardInputs, load_model
+from forecaster.batch.shard import STAGES, ShardInputs, load_model
 from forecaster.batch.shuffle import Shuffle, find_missing_steps
 from forecaster.batch.source import InputColumns, Source, open_source
 from forecaster.batch.stores import Store
@@ -162,9 +162,7 @@ def run_batch(job: BatchJob, *, progress: Progress = NO_PROGRESS) -> BatchReport
         rejected=sum(record.rejected for record in own),
         rows=sum(record.rows for record in own),
         seconds=time.perf_counter() - start,
-        stage_seconds={
-            stage: sum(record.seconds.get(stage, 0.0) for record in computed) for stage in ("read", "forecast", "write")
-        },
+        stage_seconds={stage: sum(record.seconds.get(stage, 0.0) for record in computed) for stage in STAGES},
         peak_mib=max((record.peak_mib for record in computed), default=0.0),
         location=store.shown_location,
     )

@@ -136,7 +136,7 @@ class ShardRecord(BatchRecord):
         rejected: Those of them without a forecast.
         rows: The rows of the forecasts.
         forecasts, rejects: Digest and size of the files; None if there is no row.
-        seconds: The seconds of reading, forecasting and writing.
+        seconds, cpu_seconds: The seconds of reading, forecasting and writing, and of processor time.
         peak_mib: The peak memory of the process so far.
     """
 
@@ -147,6 +147,7 @@ class ShardRecord(BatchRecord):
     forecasts: StoredFile | None
     rejects: StoredFile | None
     seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
     peak_mib: float
 
 
