@@ -4,10 +4,11 @@
     python benchmarks/scale/batch.py --sizes 1000000      a quarter of an hour on two idle cores, 3 GB of scratch
     python benchmarks/scale/batch.py --peers-only         the statistical models again
 
-Generates daily series of 200 points (the family `mixture`, season 7), written in blocks to Parquet, and runs `forecaster batch` with
-the pretrained network over them: horizon 28, 80 % intervals, in processes of its own. Beside it, SeasonalNaive and AutoETS of
-statsforecast forecast what they can hold in one process. All times are processor seconds, which a busy machine changes less
-than the time of the clock; each figure is measured once. Writes benchmarks/results/batch.md, and keeps the measurements in benchmarks/results/batch.json.
+Generates daily series of 200 points (the family `mixture`, season 7), written in blocks to Parquet, and runs `forecaster batch`
+over them with the pretrained network: horizon 28, 80 % intervals, in processes of its own. Beside it, SeasonalNaive and AutoETS
+of statsforecast forecast what they can hold in one process. All times are processor seconds, which a busy machine changes less
+than the time of the clock; each figure is measured once. Writes benchmarks/results/batch.md, and keeps the measurements in
+benchmarks/results/batch.json.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from forecaster.batch import workers as pool
 from forecaster.batch.manifest import (
@@ -189,6 +189,11 @@ def _validate_job(job: BatchJob) -> None:
     for name, number in (("horizon", job.horizon), ("workers", job.workers), ("shard_rows", job.shard_rows)):
         if number < 1:
             raise InputError(f"Expected `{name}` of at least 1; found {number}. Use a larger number.", where=name)
+    if job.layout not in get_args(Layout):
+        raise InputError(
+            f"Expected `layout` among {', '.join(get_args(Layout))}; found {job.layout!r}. Use one of these.",
+            where="layout",
+        )
     if not 0 <= job.share.index < job.share.count:
         raise InputError(
             f"Expected a shard from 0/{job.share.count} to {job.share.count - 1}/{job.share.count}; found "

@@ -111,7 +111,6 @@ def split_by_ids(groups: Sequence[RowGroup], *, shard_rows: int) -> tuple[Shard,
         last = group.highest
     if thresholds and _key(thresholds[-1]) == _key(last):
         thresholds.pop()
-    most_rows = MAX_OVERLAP * max(shard_rows, *(group.rows for group in groups))
     shards = []
     for after, until in zip([None, *thresholds], [*thresholds, None], strict=True):
         read = [
@@ -119,7 +118,7 @@ def split_by_ids(groups: Sequence[RowGroup], *, shard_rows: int) -> tuple[Shard,
             for highest, lowest, group in bounded
             if (after is None or highest > _key(after)) and (until is None or lowest <= _key(until))
         ]
-        if sum(group.rows for group in read) > most_rows:
+        if sum(group.rows for group in read) > MAX_OVERLAP * shard_rows:
             return None
         shards.append(Shard(pieces=tuple(_merge_groups(read)), after=after, until=until))
     return tuple(shards)

@@ -24,7 +24,7 @@ from forecaster.batch.stores import Store, StoredFile
 from forecaster.bundle import artifact
 from forecaster.bundle.pretrained.base import BASE_FOLDER, specialize_base
 from forecaster.data.calendar import default_horizon
-from forecaster.errors import BundleDamaged, FrequencyUnknown
+from forecaster.errors import FrequencyUnknown
 from forecaster.frequency.timestamps import normalize_frequency
 from forecaster.prediction.predictor import Predictor
 from forecaster.shapes import Int
@@ -67,14 +67,8 @@ class _Tables:
 
 @lru_cache(maxsize=1)
 def load_model(bundle: Path, model: ModelIdentity, *, horizon: int) -> Predictor:
-    """Loads the model of a batch on its fastest engine, once per process; raises BundleDamaged if it is another one."""
-    digest = artifact.compute_bundle_digest(bundle)
-    if digest != model.digest:
-        raise BundleDamaged(
-            f"Expected the model with the digest {model.digest} in {bundle}; found {digest}. It was replaced while the batch "
-            "ran: run it with the earlier model, or begin another batch.",
-            where=str(bundle),
-        )
+    """Loads the model of a batch on its fastest engine, once per process; raises BundleError if it is another one."""
+    artifact.require_digest(bundle, model.digest)
     if bundle == BASE_FOLDER:
         assert model.freq is not None
         return Predictor(specialize_base(model.freq, horizon=horizon, season=model.season))
