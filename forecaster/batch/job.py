@@ -11,8 +11,8 @@ from typing import NamedTuple, get_args
 
 from forecaster.batch import workers as pool
 from forecaster.batch.manifest import (
-    Manifest,
-    ModelIdentity,
+    BatchManifest,
+    BatchModel,
     NightRecord,
     ReadingOptions,
     ShardRecord,
@@ -67,7 +67,7 @@ class BatchJob:
     """
 
     bundle: Path
-    model: ModelIdentity
+    model: BatchModel
     source: str
     output: str
     as_of: str
@@ -212,7 +212,7 @@ def _complete_reading(job: BatchJob) -> BatchJob:
     return replace(job, reading=job.reading.model_copy(update={"others": others}))
 
 
-def _open_manifest(job: BatchJob, store: Store, source: Source) -> Manifest:
+def _open_manifest(job: BatchJob, store: Store, source: Source) -> BatchManifest:
     """Returns the manifest of a batch; the first call writes it, later ones must describe the same batch."""
     as_of = parse_as_of(job.as_of)
     summary, groups = source.summarize()
@@ -231,7 +231,7 @@ def _open_manifest(job: BatchJob, store: Store, source: Source) -> Manifest:
     manifest = read_manifest(store, as_of)
     if manifest is None:
         plan = plan_shards(source, summary, groups, shard_rows=job.shard_rows, layout=job.layout, limit=job.limit)
-        manifest = Manifest(as_of=as_of, shards=plan.shards, slabs=plan.slabs, ids=plan.ids, **fixed)
+        manifest = BatchManifest(as_of=as_of, shards=plan.shards, slabs=plan.slabs, ids=plan.ids, **fixed)
         write_manifest(store, manifest)
         fail_point("batch.planned")
     validate_same_batch(manifest, fixed, where=store.shown_location)
@@ -239,14 +239,14 @@ def _open_manifest(job: BatchJob, store: Store, source: Source) -> Manifest:
 
 
 def _find_records(
-    store: Store, manifest: Manifest, shards: Sequence[int], *, verify: bool = True
+    store: Store, manifest: BatchManifest, shards: Sequence[int], *, verify: bool = True
 ) -> dict[int, ShardRecord]:
     """Returns the records of the finished shards among some; with `verify`, of those whose files are as they were written."""
     records = (read_shard_record(store, manifest, shard, verify=verify) for shard in shards)
     return {record.shard: record for record in records if record is not None}
 
 
-def _describe_shuffle(job: BatchJob, manifest: Manifest, source: Source) -> Shuffle | None:
+def _describe_shuffle(job: BatchJob, manifest: BatchManifest, source: Source) -> Shuffle | None:
     if not manifest.slabs:
         return None
     return Shuffle(
@@ -298,7 +298,7 @@ def _compute_shards(inputs: ShardInputs, shards: Sequence[int], workers: int, pr
     return records
 
 
-def _summarize_night(manifest: Manifest, records: Sequence[ShardRecord]) -> NightRecord:
+def _summarize_night(manifest: BatchManifest, records: Sequence[ShardRecord]) -> NightRecord:
     return NightRecord(
         as_of=manifest.as_of,
         model=manifest.model,

@@ -28,7 +28,7 @@ class BatchRecord(BaseModel):
 _RecordT = TypeVar("_RecordT", bound=BatchRecord)
 
 
-class ModelIdentity(BatchRecord):
+class BatchModel(BatchRecord):
     """The model of a batch.
 
     Attributes:
@@ -61,7 +61,7 @@ class ReadingOptions(BatchRecord):
         return ColumnNames(self.id_column, self.ds_column, self.y_column)
 
 
-class Manifest(BatchRecord):
+class BatchManifest(BatchRecord):
     """What a batch computes; the same manifest gives the same bytes. It has no time of its own.
 
     Attributes:
@@ -84,7 +84,7 @@ class Manifest(BatchRecord):
 
     schema_version: int = SCHEMA_VERSION
     as_of: str
-    model: ModelIdentity
+    model: BatchModel
     horizon: int
     level: tuple[float, ...] = ()
     quantiles: tuple[float, ...] = ()
@@ -155,7 +155,7 @@ class NightRecord(BatchRecord):
     """A finished batch in the catalogue of an archive."""
 
     as_of: str
-    model: ModelIdentity
+    model: BatchModel
     horizon: int
     level: tuple[float, ...]
     quantiles: tuple[float, ...]
@@ -202,18 +202,18 @@ def format_folder(as_of: str) -> str:
     return f"as_of={quote(as_of, safe='')}"
 
 
-def read_manifest(store: Store, as_of: str) -> Manifest | None:
+def read_manifest(store: Store, as_of: str) -> BatchManifest | None:
     """Reads the manifest of a night; returns None if there is none. Raises InputError if it cannot be read."""
     name = f"{FOLDER}/{format_folder(as_of)}/manifest.json"
-    return _read_record(store, name, Manifest) if store.exists(name) else None
+    return _read_record(store, name, BatchManifest) if store.exists(name) else None
 
 
-def write_manifest(store: Store, manifest: Manifest) -> None:
+def write_manifest(store: Store, manifest: BatchManifest) -> None:
     """Writes the manifest of a night."""
     store.write_bytes(f"{manifest.folder}/manifest.json", _to_json(manifest))
 
 
-def validate_same_batch(manifest: Manifest, planned: dict[str, Any], *, where: str) -> None:
+def validate_same_batch(manifest: BatchManifest, planned: dict[str, Any], *, where: str) -> None:
     """Raises ManifestMismatch if a batch was started with another model, input or option than those that are planned now."""
     for field, expected in planned.items():
         found = getattr(manifest, field)
@@ -226,7 +226,7 @@ def validate_same_batch(manifest: Manifest, planned: dict[str, Any], *, where: s
             )
 
 
-def read_shard_record(store: Store, manifest: Manifest, shard: int, *, verify: bool = True) -> ShardRecord | None:
+def read_shard_record(store: Store, manifest: BatchManifest, shard: int, *, verify: bool = True) -> ShardRecord | None:
     """Returns the record of a finished shard, else None; with `verify` its files must exist with the recorded digests."""
     name = manifest.record_name(shard)
     if not store.exists(name):
@@ -242,7 +242,7 @@ def read_shard_record(store: Store, manifest: Manifest, shard: int, *, verify: b
     return record
 
 
-def write_shard_record(store: Store, manifest: Manifest, record: ShardRecord) -> None:
+def write_shard_record(store: Store, manifest: BatchManifest, record: ShardRecord) -> None:
     """Writes the record of a finished shard."""
     store.write_bytes(manifest.record_name(record.shard), _to_json(record))
 

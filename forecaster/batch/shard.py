@@ -17,7 +17,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from forecaster.batch.forecasts import BatchResult, forecast_table
 from forecaster.batch.history_scales import compute_history_scales
-from forecaster.batch.manifest import Manifest, ModelIdentity, ShardRecord, read_shard_record, write_shard_record
+from forecaster.batch.manifest import BatchManifest, BatchModel, ShardRecord, read_shard_record, write_shard_record
 from forecaster.batch.shuffle import Shuffle, read_bucket
 from forecaster.batch.source import Source
 from forecaster.batch.stores import Store, StoredFile
@@ -48,7 +48,7 @@ class ShardInputs(NamedTuple):
     """
 
     bundle: Path
-    manifest: Manifest
+    manifest: BatchManifest
     source: Source
     shuffle: Shuffle | None
     output: str
@@ -66,7 +66,7 @@ class _Tables:
 
 
 @lru_cache(maxsize=1)
-def load_model(bundle: Path, model: ModelIdentity, *, horizon: int) -> Predictor:
+def load_model(bundle: Path, model: BatchModel, *, horizon: int) -> Predictor:
     """Loads the model of a batch on its fastest engine, once per process; raises BundleError if it is another one."""
     artifact.require_digest(bundle, model.digest)
     if bundle == BASE_FOLDER:
@@ -78,7 +78,7 @@ def load_model(bundle: Path, model: ModelIdentity, *, horizon: int) -> Predictor
 class IdentifiedModel(NamedTuple):
     """What identifies a model, and its horizon."""
 
-    model: ModelIdentity
+    model: BatchModel
     horizon: int
 
 
@@ -96,14 +96,14 @@ def identify_model(bundle: Path, *, version: str | None, freq: str | None, seaso
     digest, manifest = artifact.compute_bundle_digest(bundle), artifact.read_manifest(bundle)
     version = version or f"{manifest.name}@{digest[:12]}"
     if bundle != BASE_FOLDER:
-        return IdentifiedModel(ModelIdentity(name=manifest.name, version=version, digest=digest), manifest.horizon)
+        return IdentifiedModel(BatchModel(name=manifest.name, version=version, digest=digest), manifest.horizon)
     if freq is None:
         raise FrequencyUnknown(
             "Expected the frequency of the data for the pretrained network; found none. Declare it (`freq`='D').",
             where="freq",
         )
     freq = str(normalize_frequency(freq, where="freq"))
-    model = ModelIdentity(name=manifest.name, version=version, digest=digest, freq=freq, season=season)
+    model = BatchModel(name=manifest.name, version=version, digest=digest, freq=freq, season=season)
     return IdentifiedModel(model, default_horizon(freq))
 
 
@@ -202,7 +202,7 @@ def _plan_chunks(lengths: Int[np.ndarray, "series"], *, horizon: int) -> Iterato
         yield first
 
 
-def _forecast_chunk(predictor: Predictor, chunk: pa.Table, manifest: Manifest, tables: _Tables) -> None:
+def _forecast_chunk(predictor: Predictor, chunk: pa.Table, manifest: BatchManifest, tables: _Tables) -> None:
     reading = manifest.reading
     result: BatchResult = forecast_table(
         predictor,
@@ -230,7 +230,7 @@ def _forecast_chunk(predictor: Predictor, chunk: pa.Table, manifest: Manifest, t
         tables.rejects.append(_add_identity(result.rejects, manifest))
 
 
-def _add_columns(forecasts: pa.Table, scales: np.ndarray, manifest: Manifest) -> pa.Table:
+def _add_columns(forecasts: pa.Table, scales: np.ndarray, manifest: BatchManifest) -> pa.Table:
     """Appends the step ahead, the scale of MASE, and what identifies the batch and its model."""
     steps = np.tile(np.arange(1, manifest.horizon + 1, dtype=np.int32), len(scales))
     index = forecasts.schema.get_field_index(manifest.reading.ds_column)
@@ -242,7 +242,7 @@ def _add_columns(forecasts: pa.Table, scales: np.ndarray, manifest: Manifest) ->
     return _add_identity(forecasts.append_column(SCALE_COLUMN, scale_column), manifest)
 
 
-def _add_identity(table: pa.Table, manifest: Manifest) -> pa.Table:
+def _add_identity(table: pa.Table, manifest: BatchManifest) -> pa.Table:
     values = {
         AS_OF_COLUMN: manifest.as_of,
         VERSION_COLUMN: manifest.model.version,

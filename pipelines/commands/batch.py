@@ -18,7 +18,7 @@ from pipelines.commands.schedule import ScheduleOptions, schedule_command
 
 if TYPE_CHECKING:
     from forecaster.batch.job import BatchReport, JobShare
-    from forecaster.batch.manifest import ModelIdentity, ReadingOptions
+    from forecaster.batch.manifest import BatchModel, ReadingOptions
 
 _MAX_REJECTS = 0.01
 
@@ -169,7 +169,7 @@ def batch(
     validate_rejects(report, max_rejects=max_rejects)
 
 
-def _identify(resolved: ResolvedModel, freq: str | None, season: int | None) -> tuple[ModelIdentity, int]:
+def _identify(resolved: ResolvedModel, freq: str | None, season: int | None) -> tuple[BatchModel, int]:
     """Returns what identifies a model, and its horizon; raises InputError for the pretrained network without a frequency."""
     from forecaster.batch.shard import identify_model
 
@@ -197,7 +197,7 @@ def _derive_job_name(model: str) -> str:
     return derive_model_name(Path(model.partition("@")[0]).name)
 
 
-def _print_report(report: BatchReport, model: ModelIdentity) -> None:
+def _print_report(report: BatchReport, model: BatchModel) -> None:
     rate = report.series / report.seconds if report.computed else 0.0
     print(f"as of     {report.as_of}")
     print(f"model     {model.version} ({model.digest[:12]})")

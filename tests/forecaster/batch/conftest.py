@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from forecaster.batch.job import BatchJob
-from forecaster.batch.manifest import ModelIdentity
+from forecaster.batch.manifest import BatchModel
 from forecaster.bundle import artifact
 from tests.factories import make_fitted_model, make_spec
 
@@ -29,7 +29,7 @@ def job(small_bundle: Path, tmp_path: Path) -> BatchJob:
     digest = artifact.compute_bundle_digest(small_bundle)
     return BatchJob(
         bundle=small_bundle,
-        model=ModelIdentity(name="small", version="small/1", digest=digest),
+        model=BatchModel(name="small", version="small/1", digest=digest),
         source=str(tmp_path / "input"),
         output=str(tmp_path / "output"),
         as_of="2026-01-31",

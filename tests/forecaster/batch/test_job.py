@@ -116,7 +116,7 @@ def test_a_batch_refuses_to_continue_as_another(job: BatchJob, tmp_path: Path) -
     run_batch(job)
     for changed, field in (
         (replace(job, horizon=4), "horizon"),
-        (replace(job, model=job.model.model_copy(update={"digest": "0" * 64})), "model"),
+        (replace(job, model=job.model.model_copy(update={"version": "small/2"})), "model"),
         (replace(job, reading=ReadingOptions(zone="UTC")), "options of reading"),
     ):
         with pytest.raises(

@@ -13,7 +13,7 @@ import pytest
 
 from forecaster.batch.archive import list_nights, open_archive, read_archive
 from forecaster.batch.job import BatchJob, run_batch
-from forecaster.batch.manifest import FOLDER, Catalogue, ModelIdentity, NightRecord
+from forecaster.batch.manifest import FOLDER, BatchModel, Catalogue, NightRecord
 from forecaster.batch.scores import Actuals, score_archive
 from forecaster.errors import BadStamp, DuplicateStamp, InputError, MissingColumn, NoData
 from forecaster.metrics import coverage, mae, msis, pinball
@@ -46,7 +46,7 @@ def write_archive(
             }
         )
         write_files(folder, {f"as_of={night}/part-00000.parquet": table})
-        model = ModelIdentity(name="small", version=version, digest="0" * 64)
+        model = BatchModel(name="small", version=version, digest="0" * 64)
         nights.append(
             NightRecord(
                 as_of=night,
