@@ -40,12 +40,20 @@ def compute_history_scales(
         zone=reading.zone,
         series_codes=codes,
     ).timestamps
-    order = np.lexsort((timestamps_to_int64(ds), codes))
-    codes, ds, values = codes[order], ds[order], y[is_used][order]
+    ticks, values = timestamps_to_int64(ds), y[is_used]
+    if not _is_sorted(codes, ticks):
+        order = np.lexsort((ticks, codes))
+        codes, ds, values = codes[order], ds[order], values[order]
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
     first_rows = np.repeat(starts, np.diff(np.append(starts, len(codes))))
     positions = compute_grid_positions(ds, freq, first_rows).step
     return _average_differences(codes, positions, values, num_series=len(ids), season=season)
+
+
+def _is_sorted(codes: Int[np.ndarray, "row"], ticks: Int[np.ndarray, "row"]) -> bool:
+    """Whether rows are sorted by series and timestamp."""
+    steps = np.diff(codes)
+    return bool(((steps > 0) | ((steps == 0) & (np.diff(ticks) >= 0))).all())
 
 
 def _to_numbers(column: pa.ChunkedArray) -> Float64[np.ndarray, "row"]:
@@ -70,16 +78,20 @@ def _average_differences(
     scales = np.full(num_series, np.nan)
     if not len(codes):
         return scales
-    longest = int(positions.max()) + 1
-    keys = codes * (longest + season) + positions + season  # those of an earlier step lie between two series, or exist
+    keys = codes * (int(positions.max()) + 1 + season) + positions  # one key per step, with room between two series
     is_first = np.diff(keys, prepend=-1) > 0
-    keys, codes, positions, values = keys[is_first], codes[is_first], positions[is_first], values[is_first]
-    lengths = np.zeros(num_series, dtype=np.int64)
-    np.maximum.at(lengths, codes, positions + 1)
-    distinct, index = np.unique(lengths, return_inverse=True)
-    lags = np.array([scale_season(int(length), season=season) for length in distinct])[index][codes]
-    earlier = np.minimum(np.searchsorted(keys, keys - lags), len(keys) - 1)
-    is_pair = keys[earlier] == keys - lags
+    if not is_first.all():
+        keys, codes, positions, values = keys[is_first], codes[is_first], positions[is_first], values[is_first]
+    last_rows = np.append(np.flatnonzero(np.diff(codes)), len(codes) - 1)
+    distinct, index = np.unique(positions[last_rows] + 1, return_inverse=True)
+    season_of_length = np.array([scale_season(int(length), season=season) for length in distinct])
+    lags = np.zeros(num_series, dtype=np.int64)
+    lags[codes[last_rows]] = season_of_length[index]
+    earlier_keys = keys - lags[codes]
+    earlier = np.maximum(np.arange(len(keys)) - lags[codes], 0)  # where no step is absent
+    if not np.array_equal(positions[1:], np.where(np.diff(codes) == 0, positions[:-1] + 1, 0)):
+        earlier = np.searchsorted(keys, earlier_keys)
+    is_pair = (keys[earlier] == earlier_keys) & (positions >= lags[codes])
     differences = np.abs(values[is_pair] - values[earlier[is_pair]])
     totals = np.bincount(codes[is_pair], weights=differences, minlength=num_series)
     pairs = np.bincount(codes[is_pair], minlength=num_series)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
-from pyarrow import acero  # type: ignore[import-untyped]
+from pyarrow import acero
 
 from forecaster.batch.archive import list_nights, open_archive
 from forecaster.batch.shard import AS_OF_COLUMN, SCALE_COLUMN, STEP_COLUMN, VERSION_COLUMN

@@ -11,13 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from forecaster.batch import shard, shuffle
 from forecaster.batch.job import BatchJob, JobShare, run_batch, validate_rejects
 from forecaster.batch.manifest import ReadingOptions, read_manifest
+from forecaster.batch.shard import identify_model
 from forecaster.batch.stores import Store
-from forecaster.bundle.artifact import load_predictor
+from forecaster.bundle.artifact import load_predictor, save_bundle
+from forecaster.data.encoding import fit_encoding
 from forecaster.data.frames.panel import to_panel
 from forecaster.errors import InputError, ManifestMismatch, MissingColumn, NoData, TooManyRejects
 from forecaster.metrics import seasonal_error
+from forecaster.model.regressor import build_network
+from forecaster.prediction.fitted_model import FittedModel
+from tests.factories import START, make_spec
 from tests.forecaster.batch.conftest import STEPS, make_rows, read_digests, shuffle_rows, write_files
 
 ROWS = make_rows(12)
@@ -197,3 +203,56 @@ def test_columns_and_files_are_checked_before_any_work(job: BatchJob, tmp_path: 
     with pytest.raises(InputError, match="Expected a date"):
         run_batch(replace(job, source=str(tmp_path / "input" / "a.parquet"), as_of="tonight"))
     assert read_manifest(Store(job.output), job.as_of) is None
+
+
+def test_ids_are_text_and_columns_have_their_own_names(job: BatchJob, tmp_path: Path) -> None:
+    ids = np.repeat(np.arange(12), STEPS)
+    table = pa.table({"shop": ids, "day": ROWS.column("ds"), "sales": ROWS.column("y")})
+    write_files(tmp_path / "input", {"region=north/a.parquet": table})
+    reading = ReadingOptions(id_column="shop", ds_column="day", y_column="sales")
+    report = run_batch(replace(job, reading=reading))
+    written = read_output(job).to_pandas()
+    assert report.shards == 3
+    assert sorted(written["shop"].unique(), key=int) == [str(number) for number in range(12)]
+    expected = forecast_directly(job, ROWS)
+    np.testing.assert_array_equal(written[written["shop"] == "7"]["forecaster"], expected["s007"])
+
+
+def test_a_large_row_group_is_shuffled_in_parts(job: BatchJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path / "input", {"a.parquet": shuffle_rows(ROWS)}, row_group_size=ROWS.num_rows)
+    run_batch(replace(job, output=str(tmp_path / "whole")))
+    monkeypatch.setattr(shuffle, "MAX_FLUSH_ROWS", 64)
+    monkeypatch.setattr(shard, "MAX_CHUNK_ROWS", 2 * STEPS)  # series by series changes no forecast
+    run_batch(job)
+    assert_every_series_once(job)
+    order = [("unique_id", "ascending"), ("step", "ascending")]
+    whole = pq.read_table(tmp_path / "whole", partitioning=None)
+    assert read_output(job).sort_by(order).equals(whole.sort_by(order))
+
+
+def test_covariates_and_static_columns_are_read_with_their_future(job: BatchJob, tmp_path: Path) -> None:
+    future = job.horizon
+    table = make_rows(6, steps=STEPS + future)
+    is_future = np.tile(np.arange(STEPS + future) >= STEPS, 6)
+    y = table.column("y").to_numpy().copy()
+    y[is_future] = np.nan
+    price = np.random.default_rng(1).normal(size=len(y))
+    table = table.set_column(2, "y", pa.array(y, from_pandas=True)).append_column("price", pa.array(price))
+    table = table.append_column("shop", pa.array(np.where(np.arange(len(y)) < len(y) // 2, "north", "south")))
+    panel = to_panel(table.to_pandas(), covariates=["price"], static=["shop"])
+    spec = make_spec(covariates=("price",), static=("shop",))
+    encoding = fit_encoding(panel, calendar=(), covariates=("price",), static=("shop",))
+    network = build_network(
+        spec, seed=1, num_covariates=encoding.num_covariates, static_cardinalities=encoding.static_cardinalities
+    )
+    model = FittedModel(spec, "h", 4, START, encoding, network)
+    save_bundle(model, tmp_path / "bundle", card="# covariates")
+    outcomes = load_predictor(tmp_path / "bundle").forecast_batch(panel.series, future)
+    for name, rows in (("sorted", table), ("shuffled", shuffle_rows(table))):
+        write_files(tmp_path / name, {"a.parquet": rows})
+        identity = identify_model(tmp_path / "bundle", version=None, freq=None, season=None)
+        changed = replace(job, bundle=tmp_path / "bundle", model=identity.model, source=str(tmp_path / name))
+        run_batch(replace(changed, output=str(tmp_path / f"{name}-output")))
+        found = pq.read_table(tmp_path / f"{name}-output", partitioning=None).sort_by("unique_id").to_pandas()
+        expected = np.concatenate([outcome.mean for outcome in outcomes])
+        np.testing.assert_array_equal(found.sort_values(["unique_id", "step"])["forecaster"], expected)
