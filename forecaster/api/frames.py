@@ -38,7 +38,8 @@ class FrameStyle:
         """Converts a result, whose columns have the default names, to the library, names and types of the input."""
         frame = table.copy(deep=False)
         if self.ids is not None and "unique_id" in frame:
-            frame["unique_id"] = self.ids.loc[frame["unique_id"]].array
+            codes, distinct = pd.factorize(frame["unique_id"])
+            frame["unique_id"] = self.ids.loc[distinct].array.take(codes)
         for name in {"ds", "cutoff"} & set(frame.columns):
             if self.time_type is not None:
                 frame[name] = _cast_timestamps(frame[name], self.time_type)
@@ -177,7 +178,7 @@ def _unpivot(frame: pd.DataFrame, names: ColumnNames, extra_columns: Sequence[st
 def _build_style(frame: pd.DataFrame, names: ColumnNames, library: Any, schema: tuple[Any, Any] | None) -> FrameStyle:
     ids, time_type = None, None
     if names.unique_id in frame and frame.columns.is_unique:
-        distinct = pd.Series(frame[names.unique_id].dropna().unique())
+        distinct = pd.Series(frame[names.unique_id].unique()).dropna()
         ids = distinct.set_axis(distinct.map(str).astype(object).array)
         ids = ids[~ids.index.duplicated()]
     if names.ds in frame and frame.columns.is_unique and library is None:

@@ -88,8 +88,9 @@ def forecast_table(
         text_covariates=tuple(model.encoding.categories),
         model_freq=model.freq,
     )
-    opened = tables.open_histories(table, options, future=future, static=static)
-    read = read_series(opened.histories, options)
+    histories, style = tables.open_histories(table, options, future=future, static=static)
+    read = read_series(histories, options)
+    del histories  # ids and timestamps of all rows are no longer needed
     outcomes = predictor.forecast_batch(read.series, steps, levels=levels, joint=joint)
     forecasts = [outcome for outcome in outcomes if isinstance(outcome, Forecast)]
     refused = [
@@ -98,8 +99,8 @@ def forecast_table(
         if isinstance(outcome, ForecasterError)
     ]
     return BatchResult(
-        tables.build_forecasts(forecasts, planned, opened.style, model_freq=model.freq),
-        tables.build_rejects([*read.rejects, *refused], opened.style),
-        tables.build_warnings(forecasts, opened.style),
+        tables.build_forecasts(forecasts, planned, style, model_freq=model.freq),
+        tables.build_rejects([*read.rejects, *refused], style),
+        tables.build_warnings(forecasts, style),
         read.repairs,
     )

@@ -60,7 +60,7 @@ def open_histories(data: Any, options: ReadOptions, *, future: Any, static: Any)
     wanted = [*names, *options.covariates, *options.static, *options.channels]
     table = table.select([name for name in dict.fromkeys(wanted) if name in table.column_names])
     encoded = _encode_ids(table.column(names.unique_id))
-    codes = np.asarray(encoded.indices.fill_null(-1), dtype=np.int64)
+    codes = np.asarray(encoded.indices.fill_null(-1))
     rows = _to_rows(table.drop_columns(names.unique_id))
     id_texts = [str(series_id) for series_id in encoded.dictionary.to_pylist()]
     rows.insert(0, names.unique_id, _to_categories(codes, encoded.dictionary, id_texts))
@@ -155,8 +155,9 @@ def _to_table(data: Any, *, argument: str, id_column: str) -> pa.Table:
 
 
 def _encode_ids(ids: pa.ChunkedArray) -> pa.DictionaryArray:
-    column = ids.combine_chunks()
-    return column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    """Returns the ids as indices of the distinct ones; the text of all rows is not copied."""
+    encoded = ids if pa.types.is_dictionary(ids.type) else ids.dictionary_encode()
+    return encoded.unify_dictionaries().combine_chunks()
 
 
 def _to_categories(codes: np.ndarray, distinct: pa.Array, texts: Sequence[str]) -> Any:

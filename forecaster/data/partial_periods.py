@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,14 +82,32 @@ def find_last_drop(
     return drop if drop.score >= min_score else None
 
 
-def is_last_period_running(series: Series, season: int, now: datetime) -> bool:
+class EndClock:
+    """Tells which series end in a period that contains the present; the series of a panel often end together."""
+
+    def __init__(self, now: datetime) -> None:
+        """Takes the present, with a time zone."""
+        self._now, self._answers = now, dict[tuple[Any, ...], bool]()
+
+    def is_end_running(self, series: Series) -> bool:
+        """Whether the last period of a series contains the present (`is_period_running`)."""
+        start = series.start
+        kind = None if isinstance(start, int) else (start.tz, start.unit)  # of such datetimes, equal ones may differ
+        key = (start, kind, series.freq, len(series.y))
+        answer = self._answers.get(key)
+        if answer is None:
+            answer = self._answers[key] = is_period_running(series.end, series.freq, self._now)
+        return answer
+
+
+def is_last_period_running(series: Series, season: int, clock: EndClock) -> bool:
     """Whether the last value of a series may be one of a period that contains the present.
 
     A value below zero is no total. Steps below a day are often readings of a moment, which are complete at once: there, the value
     also has to be below the one before it and below the one a season before.
     """
     y = series.y
-    if not len(y) or not y[-1] >= 0 or not is_period_running(series.end, series.freq, now):
+    if not len(y) or not y[-1] >= 0 or not clock.is_end_running(series):
         return False
     seconds = step_seconds(parse_frequency(series.freq))
     if seconds is None or seconds >= _DAY_SECONDS:
@@ -125,8 +143,11 @@ def find_partial_periods(
         min_score: The score from which a fall counts.
     """
     season = default_season(panel.freq) if season is None else season
+    clock = None if now is None else EndClock(now)
     by_clock = (
-        [index for index, item in enumerate(panel.series) if is_last_period_running(item, season, now)] if now else []
+        [index for index, item in enumerate(panel.series) if is_last_period_running(item, season, clock)]
+        if clock
+        else []
     )
     running, ending = set(by_clock), defaultdict(list)
     for index, item in enumerate(panel.series):
@@ -198,10 +219,10 @@ def check_partial_periods(panel: Panel, *, now: datetime | None, drop: bool) -> 
     return panel, describe_partial_periods(panel, partial)
 
 
-def describe_partial_end(series: Series, season: int, now: datetime | None) -> str | None:
+def describe_partial_end(series: Series, season: int, clock: EndClock | None) -> str | None:
     """Describes the incomplete last period of a single series, as a warning about its forecast; None if it looks complete."""
     drop = find_last_drop(series.y, season)
-    is_running = now is not None and is_last_period_running(series, season, now)
+    is_running = clock is not None and is_last_period_running(series, season, clock)
     if drop is None and not is_running:
         return None
     reasons = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
-from forecaster.data.partial_periods import describe_partial_end
+from forecaster.data.partial_periods import EndClock, describe_partial_end
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.scaled_range import ScaledRange, find_scaled_ranges, read_scaled_range
 from forecaster.prediction.shape_range import UnfamiliarFeature, find_unfamiliar_features, read_shape_ranges
@@ -38,12 +38,13 @@ class InputInspector:
             if self._shape_ranges is None
             else find_unfamiliar_features([item.y for item in series], self._shape_ranges, season=self._season)
         )
+        clock = None if now is None else EndClock(now)
         return [
             (
                 *(() if constant else self._describe_range(scaled_range)),
                 *(() if constant or item.history_summary is not None else _describe_shape(features)),
                 *self._describe_categories(item, horizon),
-                *self._describe_partial_end(item, now),
+                *self._describe_partial_end(item, clock),
             )
             for item, scaled_range, features, constant in zip(series, ranges, unfamiliar, is_constant, strict=True)
         ]
@@ -57,8 +58,8 @@ class InputInspector:
                 "uncertain; check the history for a wrong sign or unit and for outliers."
             )
 
-    def _describe_partial_end(self, series: Series, now: datetime | None) -> Iterator[str]:
-        warning = describe_partial_end(series, self._season, now)
+    def _describe_partial_end(self, series: Series, clock: EndClock | None) -> Iterator[str]:
+        warning = describe_partial_end(series, self._season, clock)
         if warning is not None:
             yield warning
 

@@ -55,6 +55,7 @@ else:
 __all__ = ["FittedModel", "Predictor"]
 
 MAX_BATCH_ROWS = 4096  # bounds the memory of one rollout; larger requests are split into several
+MAX_SERIES_AT_ONCE = 1 << 14  # bounds the memory of everything else but the result
 MAX_BATCH_VALUES = 1 << 24  # of all padded histories in one batch
 MIN_RELATIVE_SCALE = 0.01  # unit of errors of a history that never changes, relative to its value; of zeros, absolute
 _STATE_PURPOSE = "the stored states of a network that reads whole histories"
@@ -171,6 +172,14 @@ class Predictor:
                     series, horizon, levels=widened, adaptive_state=adaptive_state
                 ),
             )
+        if len(series) > MAX_SERIES_AT_ONCE:
+            return [
+                outcome
+                for first in range(0, len(series), MAX_SERIES_AT_ONCE)
+                for outcome in self.forecast_batch(
+                    series[first : first + MAX_SERIES_AT_ONCE], horizon, levels=levels, adaptive_state=adaptive_state
+                )
+            ]
         errors = self._validator.find_errors(series, horizon)
         valid = [item for item, error in zip(series, errors, strict=True) if error is None]
         if levels and self._has_head_quantiles:

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -33,6 +33,7 @@ _OPTIONS_OF_ARGUMENTS = {
     "season": "--season",
     "test_windows": "--test-windows",
 }
+_MIN_FAST_ROWS = 10_000  # with fewer, the import of pyarrow takes longer
 _OWN_PACKAGES = ("forecaster", "pipelines", "serving")
 
 
@@ -64,13 +65,26 @@ def write_table(path: Path | None, build_table: Callable[[], pd.DataFrame]) -> N
     def write_content(file: IO[bytes]) -> None:
         if name.endswith(".parquet"):
             table.to_parquet(file, index=False)
+        elif name.endswith(".gz"):
+            file.write(gzip.compress("".join(iterate_csv(table)).encode()))
         else:
-            content = table.to_csv(index=False).encode()
-            file.write(gzip.compress(content) if name.endswith(".gz") else content)
+            file.writelines(text.encode() for text in iterate_csv(table))
 
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_read_umask()
     atomic.write_file(path, write_content)
     path.chmod(mode)
+
+
+def iterate_csv(table: pd.DataFrame) -> Iterator[str]:
+    """Yields the text of a table as CSV, piece by piece; a long one is formatted by pyarrow, if it is installed."""
+    from forecaster.installation import is_installed
+
+    if len(table) < _MIN_FAST_ROWS or not is_installed("pyarrow"):
+        yield table.to_csv(index=False)
+        return
+    from forecaster.batch import csv_text
+
+    yield from csv_text.iterate_csv(table)
 
 
 def _read_umask() -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from cyclopts import Parameter
 
 from forecaster.errors import ForecasterError, InputError
-from pipelines.commands.console import name_options, warn, write_table
+from pipelines.commands.console import iterate_csv, name_options, warn, write_table
 from pipelines.commands.model_options import SeasonOptions, resolve_bundle
 from pipelines.commands.options import (
     DataOptions,
@@ -111,7 +111,7 @@ def forecast(
     _print_messages(result, forecasts)
     table = build_forecast_table(forecasts, levels)
     if out is None:
-        table.to_csv(sys.stdout, index=False)
+        sys.stdout.writelines(iterate_csv(table))
     write_table(out, lambda: table)
     if plot is not None:
         from forecaster.evaluation.plots import plot_forecast

@@ -105,7 +105,7 @@ def parse_ids(raw: pd.Series, *, column: str) -> SeriesIds:
     if raw.dtype == object and pd.api.types.infer_dtype(raw, skipna=False) != "string":
         _validate_distinct_ids(raw, column)
         raw = raw.map(str)
-    codes, distinct_ids = pd.factorize(raw)
+    codes, distinct_ids = _factorize(raw)
     texts = np.array([str(series_id) for series_id in distinct_ids], dtype=object)
     for code, text in enumerate(texts):
         if not text.strip() or len(text) > MAX_ID_LENGTH or _UNPRINTABLE.search(text):
@@ -114,7 +114,26 @@ def parse_ids(raw: pd.Series, *, column: str) -> SeriesIds:
                 f"column {column!r} has {_format_value(text)} with {len(text)} characters. Rename the series.",
                 where=column,
             )
-    return SeriesIds(texts, codes.astype(np.int64))
+    return SeriesIds(texts, codes)
+
+
+def _factorize(raw: pd.Series) -> tuple[Int[np.ndarray, "row"], Any]:
+    """Returns the code of each row, in 32 bits, and the distinct ids in order of first appearance.
+
+    The rows of a series usually stand together, so that only the first id of each run has to be looked up.
+    """
+    if len(raw) > np.iinfo(np.int32).max:
+        codes, distinct_ids = pd.factorize(raw)
+        return codes.astype(np.int64), distinct_ids
+    ids = raw.array
+    is_first = np.ones(len(raw), dtype=bool)
+    if not isinstance(raw.dtype, pd.CategoricalDtype):
+        is_first[1:] = np.asarray(ids[1:] != ids[:-1], dtype=bool)
+    else:
+        is_first[1:] = ids.codes[1:] != ids.codes[:-1]
+    starts = np.flatnonzero(is_first)
+    codes, distinct_ids = pd.factorize(raw.take(starts))
+    return np.repeat(codes.astype(np.int32), np.diff(starts, append=len(raw))), distinct_ids
 
 
 def describe_similar_ids(ids: Any) -> Iterator[str]:
@@ -168,8 +187,10 @@ def parse_numbers(raw: pd.Series, *, column: str) -> Float64[np.ndarray, "row"]:
         NotANumber, ValueOutOfRange.
     """
     values = _to_float64(raw, column)
-    is_in_range = np.abs(values) <= MAX_ABS_VALUE
-    is_invalid = ~(is_in_range | np.isnan(values))
+    is_invalid = np.less_equal(values, MAX_ABS_VALUE)
+    is_invalid &= np.greater_equal(values, -MAX_ABS_VALUE)
+    is_invalid |= np.isnan(values)
+    np.logical_not(is_invalid, out=is_invalid)
     if is_invalid.any():
         row = _first_true_row(is_invalid)
         if np.isinf(values[row]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ MAX_CALENDAR_STEPS = 10**6  # of a calendar that is enumerated, such as business
 MAX_MISSING_SHARE = 0.9  # a larger share of absent steps means a wrong frequency, not gaps
 MIN_CONFIRMING_RUN = 12  # consecutive steps that prove a frequency, whatever is absent elsewhere
 _DAY_MICROSECONDS = 86_400_000_000
+_ROWS_AT_ONCE = 1 << 18  # bounds the memory of a check
 
 
 class GridPositions(NamedTuple):
@@ -64,6 +66,61 @@ def compute_grid_positions(timestamps: Timestamps, freq: str, first_rows: Int[np
             timestamps[shifted_rows], pd.DatetimeIndex(intended.astype("datetime64[us]"))
         )
     return GridPositions(steps, is_off_grid)
+
+
+def is_regular(timestamps: Timestamps, freq: str, bounds: Int[np.ndarray, "_"]) -> bool:
+    """Returns whether sorted timestamps are certainly on the grid of a frequency, without absent rows.
+
+    This is a fast check of the usual case, in a little memory; it may be False where `compute_grid_positions` finds the same.
+
+    Args:
+        timestamps: In microseconds, or integers.
+        freq: A pandas offset alias for datetimes, or an integer for integer timestamps.
+        bounds: The first row of each series, and the end of the last series.
+    """
+    step, ticks = parse_frequency(freq), timestamps_to_int64(timestamps)
+    if isinstance(step, (int, pd.offsets.Tick)):
+        size = step if isinstance(step, int) else _step_microseconds(step)
+        return _have_steps(ticks, bounds, size)
+    if isinstance(timestamps, pd.DatetimeIndex) and timestamps.tz is not None:
+        return False
+    if isinstance(step, pd.offsets.Day):
+        return _have_steps(ticks, bounds, step.n * _DAY_MICROSECONDS)
+    starts, ends = ticks[bounds[:-1]], ticks[bounds[1:] - 1]
+    if _is_intraday(step) or isinstance(step, pd.offsets.CustomBusinessDay) or (starts % _DAY_MICROSECONDS).any():
+        return False
+    calendar = _build_calendar(int(starts.min()), int(ends.max()), step.base)
+    first = np.searchsorted(calendar, starts)
+    last = first + (np.diff(bounds) - 1) * step.n
+    if not len(calendar) or int(last.max()) >= len(calendar):
+        return False
+    for series in _split_bounds(bounds):
+        rows = slice(bounds[series.start], bounds[series.stop])
+        sizes = np.diff(bounds[series.start : series.stop + 1])
+        within = np.arange(rows.stop - rows.start) - np.repeat(bounds[series] - rows.start, sizes)
+        if (calendar[np.repeat(first[series], sizes) + within * step.n] != ticks[rows]).any():
+            return False
+    return True
+
+
+def _have_steps(ticks: Int[np.ndarray, "row"], bounds: Int[np.ndarray, "_"], size: int) -> bool:
+    """Returns whether all steps within a series are of one size."""
+    for series in _split_bounds(bounds):
+        rows = ticks[bounds[series.start] : bounds[series.stop]]
+        is_step = np.diff(rows) == size
+        is_step[bounds[series.start + 1 : series.stop] - bounds[series.start] - 1] = True  # to the next series
+        if not is_step.all():
+            return False
+    return True
+
+
+def _split_bounds(bounds: Int[np.ndarray, "_"]) -> Iterator[slice]:
+    """Yields spans of series with about _ROWS_AT_ONCE rows."""
+    first = 0
+    while first < len(bounds) - 1:
+        last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + _ROWS_AT_ONCE, side="right")) - 1)
+        yield slice(first, last)
+        first = last
 
 
 def compute_series_lengths(

@@ -83,17 +83,18 @@ def to_panel(
     )
     rows = drop_duplicates(sort_rows(rows, repairs), repairs)
     bounds = rows.series_bounds()
-    first = np.repeat(bounds[:-1], np.diff(bounds))
     gaps_allowed = True
     if declared is None and assumed_freq is not None:
         declared = assumed_freq
     elif declared is None:
         declared, gaps_allowed = _infer_panel_frequency(rows, bounds)
-    positions = grid.compute_grid_positions(rows.ds, declared, first)
-    owner = None if freq is not None else "longest series" if assumed_freq is None else "model"
-    _validate_positions(rows, positions, declared, allow_gaps=gaps_allowed, owner=owner)
-    lengths = grid.compute_series_lengths(positions, bounds, ids=rows.ids, freq=declared)
-    aligned = _align_to_grid(rows, positions, bounds, lengths, repairs)
+    lengths, aligned = np.diff(bounds), rows
+    if len(rows.y) > grid.MAX_TOTAL_STEPS or not grid.is_regular(rows.ds, declared, bounds):
+        positions = grid.compute_grid_positions(rows.ds, declared, np.repeat(bounds[:-1], lengths))
+        owner = None if freq is not None else "longest series" if assumed_freq is None else "model"
+        _validate_positions(rows, positions, declared, allow_gaps=gaps_allowed, owner=owner)
+        lengths = grid.compute_series_lengths(positions, bounds, ids=rows.ids, freq=declared)
+        aligned = _align_to_grid(rows, positions, bounds, lengths, repairs)
     name = canonical_frequency(declared, rows.ds[bounds[:-1]])
     return Panel(_build_series(rows, aligned, bounds, lengths, name, repairs), name, tuple(repairs))
 
@@ -274,8 +275,7 @@ def _build_series(
 ) -> list[Series]:
     """Builds one Series per id; series without any observed value are excluded and reported in `repairs`."""
     step_starts = np.cumsum(lengths) - lengths
-    observed_step = np.where(np.isnan(aligned.y), -1, np.arange(len(aligned.y)))
-    last_observed = np.maximum.reduceat(observed_step, step_starts) - step_starts  # negative if nothing was observed
+    last_observed = _find_last_observed(aligned.y, lengths)
     validate_static(rows)
     is_empty = last_observed < 0
     ids, start_timestamps = rows.ids[rows.codes[bounds[:-1]]], rows.ds[bounds[:-1]].tolist()
@@ -299,30 +299,41 @@ def _build_series(
             )
         )
     spans = zip(range(len(ids)), step_starts.tolist(), step_ends.tolist(), lengths.tolist(), strict=True)
-    first_rows = bounds[:-1].tolist()
+    first_rows, empty = bounds[:-1].tolist(), is_empty.tolist()
+    nothing: dict[str, Any] = {}  # one for all series of the panel, which may be many
     return [
         Series(
             str(ids[index]),
             start_timestamps[index],
             freq,
             aligned.y[start:end],
-            {name: values[start : start + length] for name, values in aligned.covariates.items()},
-            {name: str(values[first_rows[index]]) for name, values in rows.static.items()},
-            {name: values[start:end] for name, values in aligned.channels.items()},
+            {name: values[start : start + length] for name, values in aligned.covariates.items()} or nothing,
+            {name: str(values[first_rows[index]]) for name, values in rows.static.items()} or nothing,
+            {name: values[start:end] for name, values in aligned.channels.items()} or nothing,
         )
         for index, start, end, length in spans
-        if not is_empty[index]
+        if not empty[index]
     ]
+
+
+def _find_last_observed(
+    values: Float64[np.ndarray, "step"], lengths: Int[np.ndarray, "series"]
+) -> Int[np.ndarray, "series"]:
+    """Returns the index of the last observed step of each series, -1 where nothing was observed."""
+    ends = np.cumsum(lengths)
+    last_observed = lengths - 1
+    for index in np.flatnonzero(np.isnan(values[ends - 1])).tolist():
+        observed = np.flatnonzero(~np.isnan(values[ends[index] - lengths[index] : ends[index]]))
+        last_observed[index] = observed[-1] if len(observed) else -1
+    return last_observed
 
 
 def _describe_unobserved_ends(
     ids: Any, aligned: ParsedRows, *, last_observed: Int[np.ndarray, "series"], lengths: Int[np.ndarray, "series"]
 ) -> Iterator[str]:
     """Yields a message if series end with steps at which neither `y` nor a channel is observed: their forecasts start later."""
-    starts = np.cumsum(lengths) - lengths
     for values in aligned.channels.values():
-        observed_step = np.where(np.isnan(values), -1, np.arange(len(values)))
-        last_observed = np.maximum(last_observed, np.maximum.reduceat(observed_step, starts) - starts)
+        last_observed = np.maximum(last_observed, _find_last_observed(values, lengths))
     counts = np.where(last_observed < 0, 0, lengths - 1 - last_observed)
     if counts.any():
         worst = int(np.argmax(counts))

@@ -55,7 +55,7 @@ class ParsedRows(NamedTuple):
 
     def series_bounds(self) -> Int[np.ndarray, "_"]:
         """Returns the first row of each series, and the end of the last series. The rows must be sorted."""
-        inner = np.flatnonzero(np.diff(self.codes)) + 1
+        inner = np.flatnonzero(self.codes[1:] != self.codes[:-1]) + 1
         return np.concatenate([[0], inner, [len(self.codes)]])
 
     def id_at(self, row: SupportsIndex) -> str:
@@ -137,8 +137,21 @@ def sort_rows(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
 
 def order_ids(ids: Iterable[str]) -> Int[np.ndarray, "series"]:
     """Returns the indices of ids in the order of the series of a panel."""
+    ids = list(ids)
+    if _have_digits_at_the_same_places(ids):  # the order of the texts is then that of their numbers
+        return np.argsort(np.array(ids), kind="stable")
     keys = [_natural_key(series_id) for series_id in ids]
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+
+
+def _have_digits_at_the_same_places(ids: Sequence[str]) -> bool:
+    """Whether ids are of one length and have their digits at the same places, such as s001 and s002."""
+    length = len(ids[0])
+    if not length or any(len(series_id) != length for series_id in ids):
+        return False
+    characters = np.array(ids).view(np.uint32).reshape(len(ids), -1)
+    is_digit = (characters >= ord("0")) & (characters <= ord("9"))
+    return bool((is_digit == is_digit[0]).all())
 
 
 def _natural_key(series_id: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -152,7 +165,8 @@ def _natural_key(series_id: str) -> tuple[list[tuple[int, int, str]], str]:
 def drop_duplicates(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
     """Drops rows that repeat another; raises DuplicateStamp if two rows of one timestamp differ. The rows must be sorted."""
     ticks = timestamps_to_int64(rows.ds)
-    is_duplicate = np.concatenate([[False], (ticks[1:] == ticks[:-1]) & (rows.codes[1:] == rows.codes[:-1])])
+    is_duplicate = np.zeros(len(ticks), dtype=bool)
+    is_duplicate[1:] = (ticks[1:] == ticks[:-1]) & (rows.codes[1:] == rows.codes[:-1])
     if not is_duplicate.any():
         return rows
     duplicate_rows = np.flatnonzero(is_duplicate)

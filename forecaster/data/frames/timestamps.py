@@ -211,7 +211,7 @@ def _format_not_iso_message(raw: pd.Series, row: int, column: str) -> str:
 
 def _to_microseconds(datetimes: pd.DatetimeIndex, column: str) -> pd.DatetimeIndex:
     try:
-        exact = datetimes.as_unit("us")
+        exact = datetimes if datetimes.unit == "us" else datetimes.as_unit("us")
     except (pd.errors.OutOfBoundsDatetime, OverflowError) as error:
         raise BadStamp(
             f"Expected years from 1 to {MAX_YEAR} in column {column!r}; some timestamps are far outside. Correct them.",

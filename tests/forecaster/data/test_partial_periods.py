@@ -12,6 +12,7 @@ import pytest
 
 from forecaster.data.partial_periods import (
     MIN_SCORE,
+    EndClock,
     check_partial_periods,
     describe_partial_end,
     describe_partial_periods,
@@ -175,10 +176,10 @@ def test_the_day_that_contains_the_present_is_reported_without_a_fall() -> None:
 def test_hours_that_run_are_reported_only_below_the_usual_values() -> None:
     hours = np.tile(np.arange(24.0), 4)[:-4] + 10  # the last value is at 19:00
     now = datetime(2026, 1, 4, 19, 30, tzinfo=UTC)
-    assert not is_last_period_running(make_series(hours), 24, now)
-    assert is_last_period_running(make_series(np.append(hours[:-1], 15.0)), 24, now)
-    assert not is_last_period_running(make_series(np.append(hours[:-1], -1.0)), 24, now)
-    assert not is_last_period_running(make_series(np.append(hours[:-1], np.nan)), 24, now)
+    assert not is_last_period_running(make_series(hours), 24, EndClock(now))
+    assert is_last_period_running(make_series(np.append(hours[:-1], 15.0)), 24, EndClock(now))
+    assert not is_last_period_running(make_series(np.append(hours[:-1], -1.0)), 24, EndClock(now))
+    assert not is_last_period_running(make_series(np.append(hours[:-1], np.nan)), 24, EndClock(now))
 
 
 # Dropping
@@ -276,7 +277,7 @@ def test_a_panel_of_many_series_counts_chance_without_overflow() -> None:
 def test_a_single_series_is_described_by_its_own_evidence(
     y: tuple[float, ...], now: Any, parts: list[str] | None
 ) -> None:
-    warning = describe_partial_end(make_yearly_series(*y), 1, now)
+    warning = describe_partial_end(make_yearly_series(*y), 1, None if now is None else EndClock(now))
     if parts is None:
         assert warning is None
     else:
