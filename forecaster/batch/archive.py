@@ -35,8 +35,8 @@ def open_archive(path: str, *, as_of: str | Sequence[str] | None = None) -> Any:
             "Expected nights with the same columns of ids and timestamps; found different ones. Read them one by one (`as_of`).",
             where="as_of",
         )
-    folders = tuple(f"{format_folder(night.as_of)}/" for night in nights)
-    names = [name for name in store.list_files() if name.startswith(folders) and name.endswith(".parquet")]
+    folders = [format_folder(night.as_of) for night in nights]
+    names = [name for folder in folders for name in store.list_files(folder) if name.endswith(".parquet")]
     filesystem, paths = store.open_filesystem(names)
     parts = [
         pads.dataset(path, format="parquet", filesystem=filesystem) for path in _first_of_each(folders, names, paths)
@@ -99,6 +99,6 @@ def _first_of_each(folders: Sequence[str], names: Sequence[str], paths: Sequence
     """Returns a file of each night, whose columns all its files have."""
     firsts = []
     for folder in folders:
-        found = [path for name, path in zip(names, paths, strict=True) if name.startswith(folder)]
+        found = [path for name, path in zip(names, paths, strict=True) if name.startswith(f"{folder}/")]
         firsts += found[:1]
     return firsts

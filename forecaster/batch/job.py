@@ -17,9 +17,9 @@ from forecaster.batch.manifest import (
     ReadingOptions,
     ShardRecord,
     add_to_catalogue,
+    find_shard_records,
     parse_as_of,
     read_manifest,
-    read_shard_record,
     validate_same_batch,
     write_manifest,
 )
@@ -133,7 +133,7 @@ def run_batch(job: BatchJob, *, progress: Progress = NO_PROGRESS) -> BatchReport
         source = open_source(job.source, InputColumns(job.reading.names, job.reading.others))
         manifest = _open_manifest(job, store, source)
         mine = range(job.share.index, len(manifest.shards), job.share.count)
-        records = _find_records(store, manifest, mine)
+        records = find_shard_records(store, manifest, mine)
         progress.update(0, f"{len(mine)} shards, {len(records)} finished, {manifest.source.rows} rows")
     missing = [shard for shard in mine if shard not in records]
     shuffle = _describe_shuffle(job, manifest, source)
@@ -144,7 +144,7 @@ def run_batch(job: BatchJob, *, progress: Progress = NO_PROGRESS) -> BatchReport
     computed = _compute_shards(inputs, missing, job.workers, progress)
     records |= {record.shard: record for record in computed}
     others = [shard for shard in range(len(manifest.shards)) if shard not in records]
-    records |= _find_records(store, manifest, others, verify=False)  # those of other jobs
+    records |= find_shard_records(store, manifest, others, verify=False)  # those of other jobs
     if len(records) == len(manifest.shards):
         add_to_catalogue(store, _summarize_night(manifest, list(records.values())))
         fail_point("batch.listed")
@@ -236,14 +236,6 @@ def _open_manifest(job: BatchJob, store: Store, source: Source) -> BatchManifest
         fail_point("batch.planned")
     validate_same_batch(manifest, fixed, where=store.shown_location)
     return manifest
-
-
-def _find_records(
-    store: Store, manifest: BatchManifest, shards: Sequence[int], *, verify: bool = True
-) -> dict[int, ShardRecord]:
-    """Returns the records of the finished shards among some; with `verify`, of those whose files are as they were written."""
-    records = (read_shard_record(store, manifest, shard, verify=verify) for shard in shards)
-    return {record.shard: record for record in records if record is not None}
 
 
 def _describe_shuffle(job: BatchJob, manifest: BatchManifest, source: Source) -> Shuffle | None:

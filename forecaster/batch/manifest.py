@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -226,20 +227,41 @@ def validate_same_batch(manifest: BatchManifest, planned: dict[str, Any], *, whe
             )
 
 
-def read_shard_record(store: Store, manifest: BatchManifest, shard: int, *, verify: bool = True) -> ShardRecord | None:
-    """Returns the record of a finished shard, else None; with `verify` its files must exist with the recorded digests."""
-    name = manifest.record_name(shard)
-    if not store.exists(name):
-        return None
+def find_shard_records(
+    store: Store, manifest: BatchManifest, shards: Sequence[int], *, verify: bool = True
+) -> dict[int, ShardRecord]:
+    """Returns the records of the finished shards among some.
+
+    With `verify`, the files of a shard must exist with the recorded digests; otherwise it is not finished.
+    """
+    sizes = {name: size for folder in manifest.folders for name, size in store.list_files(folder).items()}
+    records = {}
+    for shard in shards:
+        if manifest.record_name(shard) in sizes:
+            record = _read_shard_record(store, manifest, shard)
+            if record is not None and (not verify or _has_files(store, manifest, record, sizes)):
+                records[shard] = record
+    return records
+
+
+def _read_shard_record(store: Store, manifest: BatchManifest, shard: int) -> ShardRecord | None:
+    """Returns the record of a shard; None if it is damaged, so that the shard is computed again."""
     try:
-        record = _read_record(store, name, ShardRecord)
-    except InputError:  # a damaged record; the shard is computed again
+        return _read_record(store, manifest.record_name(shard), ShardRecord)
+    except InputError:
         return None
-    files = ((manifest.forecast_name(shard), record.forecasts), (manifest.rejects_name(shard), record.rejects))
-    for file_name, expected in files if verify else ():
-        if expected is not None and (not store.exists(file_name) or store.compute_digest(file_name) != expected):
-            return None
-    return record
+
+
+def _has_files(store: Store, manifest: BatchManifest, record: ShardRecord, sizes: Mapping[str, int]) -> bool:
+    """Whether the files of a shard exist as they were written."""
+    files = {
+        manifest.forecast_name(record.shard): record.forecasts,
+        manifest.rejects_name(record.shard): record.rejects,
+    }
+    return all(
+        expected is None or (sizes.get(name) == expected.size and store.compute_digest(name) == expected)
+        for name, expected in files.items()
+    )
 
 
 def write_shard_record(store: Store, manifest: BatchManifest, record: ShardRecord) -> None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from forecaster.batch.forecasts import BatchResult, forecast_table
 from forecaster.batch.history_scales import compute_history_scales
-from forecaster.batch.manifest import BatchManifest, BatchModel, ShardRecord, read_shard_record, write_shard_record
+from forecaster.batch.manifest import BatchManifest, BatchModel, ShardRecord, write_shard_record
 from forecaster.batch.shuffle import Shuffle, read_bucket
 from forecaster.batch.source import Source
 from forecaster.batch.stores import Store, StoredFile
@@ -108,11 +108,8 @@ def identify_model(bundle: Path, *, version: str | None, freq: str | None, seaso
 
 
 def compute_shard(predictor: Predictor, inputs: ShardInputs, shard: int) -> ShardRecord:
-    """Forecasts the series of a shard and writes its files, unless an earlier run has finished it; returns its record."""
+    """Forecasts the series of a shard and writes its files, then its record, which it returns."""
     store, manifest = Store(inputs.output), inputs.manifest
-    finished = read_shard_record(store, manifest, shard)
-    if finished is not None:
-        return finished
     tables = _Tables()
     with _timed(tables, "read"):
         rows = _read_rows(inputs, shard)

@@ -51,7 +51,7 @@ class Shuffle(NamedTuple):
 
 def find_missing_steps(shuffle: Shuffle) -> list[int]:
     """Returns the steps that have not been finished."""
-    names = {name for name in Store(shuffle.scratch).list_files() if name.startswith(f"{shuffle.folder}/")}
+    names = Store(shuffle.scratch).list_files(shuffle.folder)
     return [step for step in range(len(shuffle.slabs)) if shuffle.file_name(step) not in names]
 
 

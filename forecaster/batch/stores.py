@@ -59,15 +59,15 @@ class Store:
         """Whether other processes can read the folder; a store in the memory of this one they cannot."""
         return not self.location.startswith("memory://")
 
-    def list_files(self) -> dict[str, int]:
-        """Returns the size of every file below the folder by its relative name, sorted by name; empty if there is no folder."""
+    def list_files(self, below: str = "") -> dict[str, int]:
+        """Returns the size of every file below the folder, or one in it, by its name relative to the folder; sorted by name."""
         if self.is_local:
-            paths = [path for path in self._folder.rglob("*") if path.is_file()]
+            paths = [path for path in (self._folder / below).rglob("*") if path.is_file()]
             sizes = {path.relative_to(self._folder).as_posix(): path.stat().st_size for path in paths}
         else:
-            with self._translate_errors():
+            with self._translate_errors(below):
                 self._filesystem.invalidate_cache()
-                found = self._filesystem.find(self._root, detail=True)
+                found = self._filesystem.find(self._path(below), detail=True)
             sizes = {path[len(self._root) :].lstrip("/"): int(entry["size"]) for path, entry in found.items()}
         return {name: sizes[name] for name in sorted(sizes) if name}
 

@@ -68,6 +68,7 @@ def score(
     arguments = {name: value for name, value in locals().items() if name not in ("schedule_options", "root_options")}
     from forecaster.batch.actuals import read_actuals
     from forecaster.batch.scores import score_archive
+    from pipelines.sources import derive_model_name
 
     validate_table_paths(out=outputs.out)
     validate_output_paths(json=outputs.json)
@@ -78,7 +79,9 @@ def score(
             f"Expected each group once in --by; found {', '.join(groups)}. Leave out the repeated one.", where="by"
         )
     if schedule_options.cron is not None:
-        schedule_command(f"score-{Path(archive).name}", "score", arguments, schedule_options, root_options)
+        schedule_command(
+            f"score-{derive_model_name(Path(archive).name)}", "score", arguments, schedule_options, root_options
+        )
         return
     nights = as_of or None
     observed = read_actuals(actuals, archive, as_of=nights, by=groups, y_column=y_column)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from forecaster.batch import shard, shuffle
+from forecaster.batch import read_archive, shard, shuffle
 from forecaster.batch.job import BatchJob, JobShare, run_batch, validate_rejects
 from forecaster.batch.manifest import ReadingOptions, read_manifest
 from forecaster.batch.shard import identify_model
@@ -97,6 +97,8 @@ def test_a_batch_is_bytewise_the_same_again_and_in_an_object_store(job: BatchJob
         assert run_batch(stored).is_complete
         assert {name: memory.cat(f"/bucket/output/{name}") for name in first} == first
         assert not memory.exists("/bucket/output/_shuffle")
+        assert run_batch(stored).computed == 0
+        assert read_archive(stored.output, as_of=job.as_of).equals(read_archive(job.output))
         with pytest.raises(InputError, match="found memory://"):
             run_batch(replace(stored, workers=2, output="memory://bucket/other"))
     finally:
