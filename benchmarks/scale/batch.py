@@ -56,11 +56,15 @@ def main() -> None:
                 measured = measure_batch(source, scratch / "out", size, layout=layout, workers=arguments.workers)
                 stored["batch"][f"{size} {layout}"] = measured
                 print(f"{size} {layout}: {measured}", flush=True)
+                if layout == "auto":
+                    measured["score"] = measure_in_process("score", scratch / "out")
+                    print(f"{size} score: {measured['score']}", flush=True)
                 path.write_text(json.dumps(stored, indent=1) + "\n")
             source.unlink()
         stored["stages"] = measure_stages()
         for name, size in PEER_SIZES.items():
-            stored["peers"][name] = measure_peer(name, write_series(scratch / f"{name}.parquet", size), size)
+            source = write_series(scratch / f"{name}.parquet", size)
+            stored["peers"][name] = {"series": size, **measure_in_process(name, source)}
             print(f"{name}: {stored['peers'][name]}", flush=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -69,7 +73,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Returns the arguments; in the process of a statistical model it runs that and exits."""
+    """Returns the arguments; in the process of one measurement it makes that and exits."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--workers", type=int, default=2)
@@ -77,10 +81,12 @@ def parse_arguments() -> argparse.Namespace:
         "--scratch", type=Path, default=None, help="folder of the data, by default the system's for temporary files"
     )
     parser.add_argument("--peers-only", action="store_true")
-    parser.add_argument("--peer", nargs=2, help=argparse.SUPPRESS)  # the process of one statistical model
+    parser.add_argument("--process", nargs=2, help=argparse.SUPPRESS)  # of a score or of one statistical model
     arguments = parser.parse_args()
-    if arguments.peer:
-        run_peer(*arguments.peer)
+    if arguments.process:
+        name, path = arguments.process
+        seconds = run_score(path) if name == "score" else run_peer(name, path)
+        print(json.dumps({"cpu_s": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
         sys.exit()
     return arguments
 
@@ -149,21 +155,22 @@ def measure_stages(size: int = 5_000) -> dict[str, float]:
     return {"rollout_share": seconds["rollout"] / seconds["table"], "us_per_series": 1e6 * seconds["table"] / size}
 
 
-def measure_peer(name: str, source: Path, size: int) -> dict[str, Any]:
-    """Runs one statistical model in a process of its own."""
+def measure_in_process(name: str, path: Path) -> dict[str, Any]:
+    """Makes one measurement in a process of its own; returns its processor seconds and peak memory."""
     completed = subprocess.run(
-        [sys.executable, __file__, "--peer", name, str(source)],
+        [sys.executable, __file__, "--process", name, str(path)],
         check=True,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    return {"series": size, **json.loads(completed.stdout.splitlines()[-1])}
+    measured: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
+    return measured
 
 
-def run_peer(name: str, source: str) -> None:
-    """Forecasts a file with a model of statsforecast, and prints processor seconds and peak memory as JSON."""
+def run_peer(name: str, source: str) -> float:
+    """Forecasts a file with a model of statsforecast; returns the processor seconds."""
     import pandas as pd
     from statsforecast import StatsForecast, models
 
@@ -175,8 +182,21 @@ def run_peer(name: str, source: str) -> None:
     start = time.process_time()
     table = forecaster.forecast(df=pd.read_parquet(source), h=HORIZON, level=[LEVEL])
     table.to_parquet(f"{source}.forecast")
-    seconds = time.process_time() - start
-    print(json.dumps({"cpu_s": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    return time.process_time() - start
+
+
+def run_score(archive: str) -> float:
+    """Scores an archive against invented actuals of all its rows; returns the processor seconds, with reading the actuals."""
+    from forecaster.batch import read_archive, score_archive
+    from forecaster.batch.actuals import read_actuals
+
+    table = read_archive(archive, columns=["unique_id", "ds", "forecaster"]).rename_columns(["unique_id", "ds", "y"])
+    path = f"{archive}-actuals.parquet"
+    pq.write_table(table, path)
+    del table
+    start = time.process_time()
+    score_archive(archive, read_actuals(path, archive), by=("step", "version"))
+    return time.process_time() - start
 
 
 def read_children_seconds() -> float:
@@ -210,6 +230,14 @@ def _render_lines(stored: dict[str, Any]) -> Iterator[str]:
             f"| {int(size):,} | {kind} | {int(size) / row['cpu_s']:,.0f} | {row['cpu_s']:.1f} | {stages['read']:.1f} | "
             f"{stages['forecast']:.1f} | {stages['write']:.1f} | {rest:.1f} | {row['peak_mib']:.0f} |"
         )
+    yield ""
+    for key, row in stored["batch"].items():
+        if "score" in row:
+            rows, score = int(key.split()[0]) * HORIZON, row["score"]
+            yield (
+                f"`forecaster score --by step,version` of {rows:,} rows that all have an actual: {score['cpu_s']:.1f} s, at most "
+                f"{score['peak_mib']:.0f} MiB."
+            )
     stages = stored["stages"]
     yield ""
     yield (

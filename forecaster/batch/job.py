@@ -31,6 +31,7 @@ from forecaster.batch.stores import Store
 from forecaster.data.forecast_table import plan_quantile_columns
 from forecaster.errors import InputError, TooManyRejects
 from forecaster.progress import NO_PROGRESS, Progress
+from forecaster.storage.addresses import redact_addresses
 from forecaster.storage.failpoints import fail_point
 
 DEFAULT_SHARD_ROWS = 2_000_000
@@ -132,26 +133,28 @@ def run_batch(job: BatchJob, *, progress: Progress = NO_PROGRESS) -> BatchReport
         job = _complete_reading(job)
         source = open_source(job.source, InputColumns(job.reading.names, job.reading.others))
         manifest = _open_manifest(job, store, source)
-        mine = range(job.share.index, len(manifest.shards), job.share.count)
-        records = find_shard_records(store, manifest, mine)
-        progress.update(0, f"{len(mine)} shards, {len(records)} finished, {manifest.source.rows} rows")
-    missing = [shard for shard in mine if shard not in records]
+        progress.update(0, f"{len(manifest.shards)} shards, {manifest.source.rows} rows")
     shuffle = _describe_shuffle(job, manifest, source)
     _require_shared_stores(job, [store, *([Store(shuffle.scratch)] if shuffle else [])], source)
+    inputs = ShardInputs(job.bundle, manifest, source, shuffle, job.output)
+    with store.hold_lock(manifest.lock_name(job.share.index)):
+        return _run_job(job, inputs, store, progress, start=start)
+
+
+def _run_job(job: BatchJob, inputs: ShardInputs, store: Store, progress: Progress, *, start: float) -> BatchReport:
+    """Computes the missing shards of a job, and completes the batch if no other shard is missing."""
+    manifest, shuffle = inputs.manifest, inputs.shuffle
+    mine = range(job.share.index, len(manifest.shards), job.share.count)
+    records = find_shard_records(store, manifest, mine)
+    missing = [shard for shard in mine if shard not in records]
     if shuffle is not None and missing:
         _run_shuffle(shuffle, job, progress)
-    inputs = ShardInputs(job.bundle, manifest, source, shuffle, job.output)
     computed = _compute_shards(inputs, missing, job.workers, progress)
     records |= {record.shard: record for record in computed}
     others = [shard for shard in range(len(manifest.shards)) if shard not in records]
     records |= find_shard_records(store, manifest, others, verify=False)  # those of other jobs
     if len(records) == len(manifest.shards):
-        add_to_catalogue(store, _summarize_night(manifest, list(records.values())))
-        fail_point("batch.listed")
-        for folder in manifest.folders:
-            store.remove_drafts(folder)
-        if shuffle is not None:
-            Store(shuffle.scratch).remove_folder(shuffle.folder)
+        _complete_batch(inputs, store, list(records.values()))
     own = [records[shard] for shard in mine]
     return BatchReport(
         as_of=manifest.as_of,
@@ -166,6 +169,16 @@ def run_batch(job: BatchJob, *, progress: Progress = NO_PROGRESS) -> BatchReport
         peak_mib=max((record.peak_mib for record in computed), default=0.0),
         location=store.shown_location,
     )
+
+
+def _complete_batch(inputs: ShardInputs, store: Store, records: Sequence[ShardRecord]) -> None:
+    """Lists a batch in the catalogue, and removes temporary files, also those of killed processes."""
+    add_to_catalogue(store, _summarize_night(inputs.manifest, records))
+    fail_point("batch.listed")
+    for folder in inputs.manifest.folders:
+        store.remove_drafts(folder)
+    if inputs.shuffle is not None:
+        Store(inputs.shuffle.scratch).remove_folder(inputs.shuffle.folder)
 
 
 def validate_rejects(report: BatchReport, *, max_rejects: float) -> None:
@@ -193,6 +206,12 @@ def _validate_job(job: BatchJob) -> None:
         raise InputError(
             f"Expected `layout` among {', '.join(get_args(Layout))}; found {job.layout!r}. Use one of these.",
             where="layout",
+        )
+    if Store(job.source).contains(Store(job.output)):
+        raise InputError(
+            f"Expected an output outside of the input {redact_addresses(job.source)}; found {redact_addresses(job.output)}, "
+            "whose files would be read as input. Use another folder.",
+            where="out",
         )
     if not 0 <= job.share.index < job.share.count:
         raise InputError(

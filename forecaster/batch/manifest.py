@@ -104,6 +104,10 @@ class BatchManifest(BatchRecord):
         """The folder of its own files: this manifest and the records of the shards."""
         return f"{FOLDER}/{format_folder(self.as_of)}"
 
+    def lock_name(self, share: int) -> str:
+        """Returns the name of the lock of a job; it looks like a draft, and is removed with them."""
+        return f"{self.folder}/.job-{share}.lock"
+
     @property
     def shuffle_folder(self) -> str:
         """The folder of the temporary files of a shuffle, below the scratch folder."""

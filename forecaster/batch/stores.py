@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forecaster.errors import ForecasterError, MissingPackage, SourceNotFound, SourceUnavailable
+from forecaster.errors import ForecasterError, InputError, MissingPackage, SourceNotFound, SourceUnavailable
 from forecaster.installation import DISTRIBUTION
 from forecaster.storage.addresses import redact_addresses
 from forecaster.storage.atomic import write_file
+from forecaster.storage.locks import open_locked
 
 _DIGEST_CHUNK_BYTES = 1 << 20
 
@@ -123,6 +124,32 @@ class Store:
                 digest.update(chunk)
                 size += len(chunk)
         return StoredFile(digest.hexdigest(), size)
+
+    @contextmanager
+    def hold_lock(self, name: str) -> Iterator[None]:
+        """Holds a lock among the processes of this machine while the block runs; stores have none.
+
+        Raises InputError if another process holds it. A killed process holds no lock.
+        """
+        if not self.is_local:
+            yield
+            return
+        try:
+            file = open_locked(self._folder / name)
+        except BlockingIOError:
+            raise InputError(
+                f"Expected no other process of this batch; one is running in {self.shown_location}. Wait for it, or "
+                "stop it first.",
+                where=self.shown_location,
+            ) from None
+        with file:
+            yield
+
+    def contains(self, other: Store) -> bool:
+        """Whether another location lies in this folder, or is the same."""
+        if self.is_local and other.is_local:
+            return other._folder.resolve().is_relative_to(self._folder.resolve())
+        return f"{other.location}/".startswith(f"{self.location}/")
 
     def remove_drafts(self, folder: str) -> None:
         """Removes what killed processes left of files that they did not finish; on this machine only, since stores have none."""

@@ -202,6 +202,8 @@ def test_columns_and_files_are_checked_before_any_work(job: BatchJob, tmp_path: 
     (tmp_path / "input" / "b.parquet").write_bytes(b"a,b\n1,2\n" * 10)
     with pytest.raises(InputError, match="Expected a Parquet file"):
         run_batch(job)
+    with pytest.raises(InputError, match="Expected an output outside of the input"):
+        run_batch(replace(job, output=f"{job.source}/forecasts"))
     with pytest.raises(InputError, match="Expected a date"):
         run_batch(replace(job, source=str(tmp_path / "input" / "a.parquet"), as_of="tonight"))
     assert read_manifest(Store(job.output), job.as_of) is None
@@ -258,3 +260,16 @@ def test_covariates_and_static_columns_are_read_with_their_future(job: BatchJob,
         found = pq.read_table(tmp_path / f"{name}-output", partitioning=None).sort_by("unique_id").to_pandas()
         expected = np.concatenate([outcome.mean for outcome in outcomes])
         np.testing.assert_array_equal(found.sort_values(["unique_id", "step"])["forecaster"], expected)
+
+
+def test_two_processes_do_not_run_one_job(job: BatchJob, tmp_path: Path) -> None:
+    write_files(tmp_path / "input", {"a.parquet": ROWS})
+    first = replace(job, share=JobShare(0, 2))
+    run_batch(first)
+    manifest = read_manifest(Store(job.output), job.as_of)
+    assert manifest is not None
+    with Store(job.output).hold_lock(manifest.lock_name(0)):
+        with pytest.raises(InputError, match="Expected no other process of this batch"):
+            run_batch(first)
+        assert run_batch(replace(job, share=JobShare(1, 2))).is_complete
+    assert_every_series_once(job)
