@@ -114,7 +114,7 @@ def build_warnings(forecasts: Sequence[Forecast], style: TableStyle) -> pa.Table
     )
 
 
-def to_arrow_column(values: pd.Series) -> pa.Array:
+def to_arrow_column(values: pd.Series) -> pa.Array | pa.ChunkedArray:
     """Converts a column; pyarrow's own conversion of zoned timestamps gives a warning with pandas 3.1."""
     if values.dtype == object and values.empty:  # its type cannot be inferred
         return pa.array([], type=pa.string())
@@ -132,7 +132,7 @@ def _to_table(data: Any, *, argument: str, id_column: str) -> pa.Table:
     elif isinstance(data, pa.RecordBatch):
         table = pa.Table.from_batches([data])
     elif isinstance(data, pa.Table) or hasattr(data, "__arrow_c_stream__"):
-        table = pa.table(data)
+        table = _without_views(pa.table(data))
     else:
         raise InputError(
             f"Expected an Arrow table, a record batch or a frame for `{argument}`; found an object of type "
@@ -151,6 +151,14 @@ def _to_table(data: Any, *, argument: str, id_column: str) -> pa.Table:
             f"{', '.join(table.column_names[:20]) or 'none'}. Rename the column of ids, or declare its name (`columns`).",
             where=id_column,
         )
+    return table
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """Returns a table whose text can be selected by index, which Arrow cannot do with the text of polars."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_string_view(field.type):
+            table = table.set_column(index, field.name, table.column(index).cast(pa.large_string()))
     return table
 
 

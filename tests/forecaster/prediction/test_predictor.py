@@ -9,6 +9,7 @@ import torch
 
 from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.errors import FrequencyMismatch, HistoryTooShort, HorizonOutOfRange, NotANumber, ValueOutOfRange
+from forecaster.prediction import predictor as predictor_module
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast, Series
 from tests.factories import START, make_fitted_model, make_network, make_series, make_spec, make_wave
@@ -138,3 +139,16 @@ def test_batch_validation_gives_the_same_outcomes_as_single_series(predictor: Pr
         else:
             assert (type(outcome), str(outcome)) == (type(expected), str(expected))
     assert sum(isinstance(outcome, Forecast) for outcome in outcomes) == 3
+
+
+def test_many_series_are_forecast_in_parts_with_the_same_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(make_fitted_model(make_spec()))
+    series = [make_series(make_wave(30 + index, seed=index), name=f"s{index}") for index in range(7)]
+    series[3] = make_series(np.full(30, np.nan), name="s3")
+    expected = predictor.forecast_batch(series, 4)
+    monkeypatch.setattr(predictor_module, "MAX_SERIES_AT_ONCE", 3)
+    for outcome, other in zip(predictor.forecast_batch(series, 4), expected, strict=True):
+        assert type(outcome) is type(other)
+        if isinstance(outcome, Forecast) and isinstance(other, Forecast):
+            assert outcome.id == other.id
+            np.testing.assert_array_equal(outcome.mean, other.mean)
