@@ -24,7 +24,7 @@ from forecaster.batch.manifest import (
     write_manifest,
 )
 from forecaster.batch.plan import Layout, plan_shards
-from forecaster.batch.shard import STAGES, ShardInputs, load_model
+from forecaster.batch.shard import MAX_REPAIRS, STAGES, ShardInputs, load_model
 from forecaster.batch.shuffle import Shuffle, find_missing_steps
 from forecaster.batch.source import InputColumns, Source, open_source
 from forecaster.batch.stores import Store
@@ -93,7 +93,9 @@ class BatchReport(NamedTuple):
         shards: The shards of the whole batch.
         finished: Those that are finished, by this and by other jobs.
         computed: Those that this run computed; the others were there.
-        series, rejected, rows: Series, those without a forecast, and rows of forecasts, of the shards of this job.
+        series, rejected, rows, warnings: Series, those without a forecast, rows of forecasts, and warnings about forecasts, of
+            the shards of this job.
+        repairs: The first messages about repaired rows.
         seconds: The seconds of this run.
         stage_seconds: The seconds of reading, forecasting and writing in all processes, of the computed shards.
         peak_mib: The largest peak memory of a process.
@@ -107,6 +109,8 @@ class BatchReport(NamedTuple):
     series: int
     rejected: int
     rows: int
+    warnings: int
+    repairs: tuple[str, ...]
     seconds: float
     stage_seconds: dict[str, float]
     peak_mib: float
@@ -164,6 +168,8 @@ def _run_job(job: BatchJob, inputs: ShardInputs, store: Store, progress: Progres
         series=sum(record.series for record in own),
         rejected=sum(record.rejected for record in own),
         rows=sum(record.rows for record in own),
+        warnings=sum(record.warnings for record in own),
+        repairs=tuple(message for record in own for message in record.repairs)[:MAX_REPAIRS],
         seconds=time.perf_counter() - start,
         stage_seconds={stage: sum(record.seconds.get(stage, 0.0) for record in computed) for stage in STAGES},
         peak_mib=max((record.peak_mib for record in computed), default=0.0),

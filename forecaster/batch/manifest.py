@@ -140,6 +140,8 @@ class ShardRecord(BatchRecord):
         series: The number of its series.
         rejected: Those of them without a forecast.
         rows: The rows of the forecasts.
+        warnings: The number of warnings about forecasts.
+        repairs: The first messages about repaired rows.
         forecasts, rejects: Digest and size of the files; None if there is no row.
         seconds, cpu_seconds: The seconds of reading, forecasting and writing, and of processor time.
         peak_mib: The peak memory of the process so far.
@@ -149,6 +151,8 @@ class ShardRecord(BatchRecord):
     series: int
     rejected: int
     rows: int
+    warnings: int
+    repairs: tuple[str, ...]
     forecasts: StoredFile | None
     rejects: StoredFile | None
     seconds: dict[str, float]

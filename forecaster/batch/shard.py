@@ -31,6 +31,7 @@ from forecaster.shapes import Int
 from forecaster.storage.failpoints import fail_point
 
 MAX_CHUNK_ROWS = 500_000  # of histories or forecasts that are in memory as series at a time
+MAX_REPAIRS = 20  # messages that a record keeps
 STAGES = ("read", "forecast", "write")
 STEP_COLUMN, SCALE_COLUMN = "step", "scale"
 AS_OF_COLUMN, VERSION_COLUMN, DIGEST_COLUMN = "as_of", "model_version", "model_digest"
@@ -63,6 +64,8 @@ class _Tables:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     cpu_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     series: int = 0
+    warnings: int = 0
+    repairs: list[str] = field(default_factory=list)
 
 
 @lru_cache(maxsize=1)
@@ -126,6 +129,8 @@ def compute_shard(predictor: Predictor, inputs: ShardInputs, shard: int) -> Shar
         series=tables.series,
         rejected=sum(table.num_rows for table in tables.rejects),
         rows=sum(table.num_rows for table in tables.forecasts),
+        warnings=tables.warnings,
+        repairs=tuple(tables.repairs[:MAX_REPAIRS]),
         forecasts=forecasts,
         rejects=rejects,
         seconds={stage: round(seconds, 4) for stage, seconds in tables.seconds.items()},
@@ -212,6 +217,8 @@ def _forecast_chunk(predictor: Predictor, chunk: pa.Table, manifest: BatchManife
         zone=reading.zone,
     )
     tables.series += result.rejects.num_rows + result.forecasts.num_rows // manifest.horizon
+    tables.warnings += result.warnings.num_rows
+    tables.repairs.extend(result.repairs)
     if result.forecasts.num_rows:
         ids = result.forecasts.column(reading.id_column)
         model = predictor.fitted_model

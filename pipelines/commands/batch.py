@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from forecaster.errors import InputError
-from pipelines.commands.console import name_options
+from pipelines.commands.console import name_options, warn
 from pipelines.commands.model_options import ResolvedModel, SeasonOptions, resolve_model
 from pipelines.commands.options import RootOptions, validate_counts
 from pipelines.commands.schedule import ScheduleOptions, schedule_command
@@ -202,7 +202,9 @@ def _print_report(report: BatchReport, model: BatchModel) -> None:
     print(f"as of     {report.as_of}")
     print(f"model     {model.version} ({model.digest[:12]})")
     print(f"series    {report.series}, of which {report.rejected} have no forecast")
-    print(f"rows      {report.rows}")
+    print(f"rows      {report.rows}, {report.warnings} warnings")
+    for message in report.repairs:
+        warn(message)
     print(f"shards    {report.finished} of {report.shards} finished, {report.computed} by this run")
     if report.computed:
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.stage_seconds.items())

@@ -138,9 +138,10 @@ def test_a_batch_refuses_to_continue_as_another(job: BatchJob, tmp_path: Path) -
 
 def test_series_without_a_forecast_are_rejected_with_their_reason(job: BatchJob, tmp_path: Path) -> None:
     short = make_rows(1, steps=2, first=20)
-    write_files(tmp_path / "input", {"a.parquet": pa.concat_tables([ROWS, short])})
+    write_files(tmp_path / "input", {"a.parquet": pa.concat_tables([ROWS, ROWS.slice(0, 1), short])})
     report = run_batch(job)
     assert (report.series, report.rejected) == (13, 1)
+    assert "1 repeated rows were dropped" in report.repairs
     [reject] = pq.read_table(tmp_path / "output" / "_rejects", partitioning=None).to_pylist()
     assert (reject["unique_id"], reject["code"], reject["as_of"]) == ("s020", "history_too_short", "2026-01-31")
     assert "has 2 steps" in reject["message"]
