@@ -26,10 +26,12 @@
     │   ├── BadState               a state token is invalid, or does not fit its series
     │   │   └── StateOfOtherModel  the state token was written by another model
     │   ├── StateTooLarge          a state exceeds the size limit
+    │   ├── ManifestMismatch       a batch was started with another model, input or option
     │   ├── SeriesRefused          the service returned no forecast for at least one series
     │   └── BadSpec                a specification does not validate
     ├── MissingPackage             an optional package is not installed  exit 1
     ├── SourceUnavailable          a store or database does not respond  exit 1
+    ├── BatchInterrupted           a worker of a batch was killed        exit 1
     ├── TrainingError              training cannot continue              exit 1
     │   ├── NonFiniteLoss          the loss became NaN or infinite
     │   └── CheckpointMismatch     a checkpoint belongs to another fit, or is damaged
@@ -47,7 +49,8 @@
     │   ├── AnswerTooLate          the service did not respond before the timeout
     │   └── Unreachable            no connection to the address of the service
     ├── LedgerError                the ledger of served forecasts cannot be used  exit 1
-    └── RefusedByGate              a challenger did not pass the promotion gate  exit 3
+    ├── RefusedByGate              a challenger did not pass the promotion gate  exit 3
+    └── TooManyRejects             more series of a batch have no forecast than it tolerates  exit 3
 
 A message has four parts: what was expected, what was found, where, and what to do. `where` is also an attribute, which HTTP
 error responses carry as a field.
@@ -175,6 +178,9 @@ class MissingPackage(ForecasterError): ...
 class SourceUnavailable(ForecasterError): ...
 
 
+class BatchInterrupted(ForecasterError): ...
+
+
 class TrainingError(ForecasterError): ...
 
 
@@ -200,6 +206,9 @@ class NoSuchModel(RegistryError): ...
 
 
 class BaseMoved(RegistryError): ...
+
+
+class ManifestMismatch(InputError): ...
 
 
 class SeriesRefused(InputError):
@@ -267,6 +276,10 @@ class LedgerError(ForecasterError): ...
 
 
 class RefusedByGate(ForecasterError):
+    exit_code = 3
+
+
+class TooManyRejects(ForecasterError):
     exit_code = 3
 
 

@@ -16,6 +16,7 @@ from forecaster import __version__
 from forecaster.errors import ForecasterError
 from forecaster.installation import EXTRA_OF_MODULE, describe_missing_module
 from pipelines.commands.backtest import backtest
+from pipelines.commands.batch import batch
 from pipelines.commands.compare import compare
 from pipelines.commands.console import configure_logging, name_options
 from pipelines.commands.data import data_app
@@ -30,6 +31,7 @@ from pipelines.commands.package import package
 from pipelines.commands.pretrain import pretrain
 from pipelines.commands.registry import audit, promote, register, rollback
 from pipelines.commands.schedule import schedule_app
+from pipelines.commands.score import score
 from pipelines.commands.serve import serve
 from pipelines.commands.shadow import shadow
 from pipelines.commands.synthetic import synthetic
@@ -54,6 +56,8 @@ for command in (
     backtest,
     compare,
     forecast,
+    batch,
+    score,
     inspect,
     tune,
     register,

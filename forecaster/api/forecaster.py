@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 
 from forecaster.api import storage
+from forecaster.api.datasets import BundleAddress, DatasetRequest, open_model_bundle, predict_dataset
 from forecaster.api.figures import ForecastExplanation, plot_forecasts, select_ids, validate_forecast_columns
 from forecaster.api.fitting import (
     ModelOptions,
@@ -38,7 +39,7 @@ from forecaster.api.symbols import build_probability_table, decode_columns
 from forecaster.api.tables import build_report, validate_calibration
 from forecaster.bundle import artifact
 from forecaster.bundle.pretrained.base import BASE_FOLDER
-from forecaster.data.forecast_table import MODEL_COLUMN, Levels, build_table, plan_quantile_columns
+from forecaster.data.forecast_table import MODEL_COLUMN, Levels, build_table, parse_levels, plan_quantile_columns
 from forecaster.data.frames.rows import ColumnNames
 from forecaster.data.symbols import SYMBOL_SCORES_FACT, recode_panel, refuse_symbols
 from forecaster.errors import ForecasterError, HorizonOutOfRange, InputError
@@ -53,6 +54,8 @@ from forecaster.spec import MAX_STEPS, Spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from forecaster.batch.job import BatchReport
 
 _CHALLENGER = "challenger"  # the name of the trained model among the scores of its bundle
 
@@ -136,6 +139,7 @@ class Forecaster:
         )
         self._pretrained: PretrainedOptions | None = None
         self._predictor: Predictor | None = None
+        self._address: BundleAddress | None = None
         self._histories: Panel | None = None
         self._style = FrameStyle(self._options.columns)
         self._warnings: tuple[list[tuple[str, str]], FrameStyle] = ([], self._style)
@@ -164,7 +168,7 @@ class Forecaster:
         trained = fit_spec(panel, spec, options, test_windows=test_windows, data_name="data frame", progress=receiver)
         self._predictor, self._style = Predictor(trained.model, clock=_read_clock), style
         self._histories = recode_panel(panel, trained.model.spec.head.vocabulary)
-        self._pretrained = None
+        self._pretrained, self._address = None, None
         if trained.advice is not None:
             warn_about_forecasts(trained.advice)
         return self
@@ -259,6 +263,62 @@ class Forecaster:
             if not isinstance(outcome, ForecasterError)
         ]
         return style.convert(build_probability_table(forecasts, rows, spec.head.vocabulary))
+
+    @with_argument_names
+    def predict_dataset(
+        self,
+        source: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        horizon: int | None = None,
+        *,
+        level: Levels = None,
+        quantiles: Levels = None,
+        as_of: str | None = None,
+        workers: int = 1,
+        scratch: str | os.PathLike[str] | None = None,
+        limit: int | None = None,
+        layout: Literal["auto", "files", "shuffle"] = "auto",
+        progress: bool | Progress = True,
+    ) -> BatchReport:
+        """Forecasts Parquet files of any size into an archive, in constant memory; the same call continues after a kill.
+
+        It does what `forecaster batch` does: docs/batch.md describes the files. With more than one worker the calling script
+        needs `if __name__ == "__main__":`, because every worker imports it.
+
+        Args:
+            source: A folder of Parquet files, or one; a path or URL. Covariates need their future as rows without values.
+            out: The folder of the archive, which `forecaster.batch.read_archive` reads; a path or URL.
+            horizon, level, quantiles: As for `predict`.
+            as_of: The date or the moment of the forecasts; by default today in UTC.
+            workers: Processes with a single-threaded engine each; 1 computes in this process.
+            scratch: The folder of temporary files, if rows of a series are not together; by default `out`.
+            limit: The number of series, the first, for a trial.
+            layout: How whole series are found: by statistics of the ids ("auto"), "files" if no series is in two files, or
+                always by a "shuffle".
+            progress: Whether to show the progress, or what receives it.
+        Returns:
+            What was done: `series`, `rejected`, `rows`, `is_complete` and more. Rejected series are in `out/_rejects`.
+        Raises:
+            ManifestMismatch: A batch of that date was started with another model, input or option.
+        """
+        self._require_model()
+        columns = plan_quantile_columns(level, quantiles)
+        validate_calibration(self.model, columns)
+        request = DatasetRequest(
+            source=os.fspath(source),
+            out=os.fspath(out),
+            horizon=horizon or (self._pretrained.horizon if self._pretrained is not None else None),
+            level=parse_levels(level, "level"),
+            quantiles=parse_levels(quantiles, "quantiles"),
+            as_of=as_of,
+            workers=workers,
+            scratch=None if scratch is None else os.fspath(scratch),
+            limit=limit,
+            layout=layout,
+        )
+        season = None if self._pretrained is None else self._pretrained.season
+        with open_model_bundle(self._address, is_pretrained=self._pretrained is not None, save=self.save) as bundle:
+            return predict_dataset(request, bundle, self._options, season=season, progress=_open_progress(progress))
 
     @with_argument_names
     def cross_validation(
@@ -549,6 +609,7 @@ class Forecaster:
             target_col=target_col,
         )
         forecaster._predictor, forecaster._histories = predictor, histories
+        forecaster._address = BundleAddress(os.fspath(path), tracking_uri)
         return forecaster
 
     @classmethod

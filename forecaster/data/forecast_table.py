@@ -26,7 +26,7 @@ def plan_quantile_columns(level: Levels, quantiles: Levels) -> dict[str, float]:
     Raises LevelOutOfRange.
     """
     columns: dict[str, float] = {}
-    percents = _to_numbers(level, "level")
+    percents = parse_levels(level, "level")
     if percents and all(0 < percent < 1 for percent in percents):
         raise LevelOutOfRange(
             f"Expected `level` in percent; found {', '.join(f'{percent:g}' for percent in percents)}. Write 80 for an 80 % "
@@ -41,7 +41,7 @@ def plan_quantile_columns(level: Levels, quantiles: Levels) -> dict[str, float]:
                 where="level",
             )
         columns |= {f"{MODEL_COLUMN}-{side}-{percent:g}": quantile for side, quantile in bounds.items()}
-    for quantile in _to_numbers(quantiles, "quantiles"):
+    for quantile in parse_levels(quantiles, "quantiles"):
         if not 0 < quantile < 1:
             raise LevelOutOfRange(
                 f"Expected `quantiles` between 0 and 1; found {quantile:g}. Write 0.9 for the upper bound of an 80 % interval.",
@@ -51,10 +51,10 @@ def plan_quantile_columns(level: Levels, quantiles: Levels) -> dict[str, float]:
     return columns
 
 
-def _to_numbers(values: Levels, argument: str) -> list[float]:
-    """Returns one number or several as a list; raises LevelOutOfRange for anything else."""
+def parse_levels(values: Levels, argument: str) -> tuple[float, ...]:
+    """Returns one number or several as a tuple; raises LevelOutOfRange for anything else."""
     if values is None:
-        return []
+        return ()
     listed: list[Any] = (
         [values] if isinstance(values, (str, bytes)) or not isinstance(values, Iterable) else list(values)
     )
@@ -65,7 +65,7 @@ def _to_numbers(values: Levels, argument: str) -> list[float]:
             f"{'[80, 95]' if argument == 'level' else '[0.1, 0.9]'}.",
             where=argument,
         )
-    return [float(value) for value in listed]
+    return tuple(float(value) for value in listed)
 
 
 class ForecastColumns(NamedTuple):

@@ -48,6 +48,12 @@ FAIL_POINTS = (
     "local.linked",
     "local.audited",
     "local.restored",  # its undoing: the slot is restored, the pin still exists
+    "batch.planned",  # the manifest is fixed, nothing is computed
+    "batch.shuffled",  # one step of a shuffle has its file
+    "batch.rejected",  # a shard has its rejects, and neither forecasts nor a record
+    "batch.written",  # a shard has its forecasts and no record
+    "batch.recorded",
+    "batch.listed",  # the catalogue has the finished batch, the temporary files still exist
     "schedule.noted",  # a call is recorded
     "schedule.taken",  # it is chosen and not yet started
     "schedule.ran",  # its command has ended, but not yet recorded

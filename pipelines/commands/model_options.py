@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cyclopts import Parameter
 
@@ -33,25 +34,38 @@ class SeasonOptions:
             )
 
 
+class ResolvedModel(NamedTuple):
+    """The bundle folder of a model, and its version in the registry (`hospital/3`); None if it is not registered."""
+
+    folder: Path
+    version: str | None
+
+
 def resolve_bundle(model: str, root_options: RootOptions) -> Path:
     """Returns the bundle folder of a model: the given folder, or a download from the registry by NAME or NAME@ALIAS.
 
     The name `base` is the pretrained network of the package, unless a registered model or a bundle folder has that name.
     """
+    return resolve_model(model, root_options).folder
+
+
+def resolve_model(model: str, root_options: RootOptions) -> ResolvedModel:
+    """Returns the bundle folder of a model as `resolve_bundle` does, and its version."""
     from forecaster.bundle.files import MANIFEST_FILE
     from forecaster.bundle.pretrained.base import BASE_FOLDER, BASE_NAME
 
     if model == BASE_NAME and not (Path(model) / MANIFEST_FILE).is_file():
         if not _is_registered(model, root_options):
-            return BASE_FOLDER
+            return ResolvedModel(BASE_FOLDER, None)
     elif Path(model).is_dir():
-        return Path(model)
+        return ResolvedModel(Path(model), None)
     from forecaster.registry.registry import Registry
     from pipelines.promotion.promote import fetch_bundle
 
     root = root_options.open_existing_root()
     name, _, alias = model.partition("@")
-    return fetch_bundle(Registry(root.store_uri).resolve(name, alias or "champion"), root)
+    version = Registry(root.store_uri).resolve(name, alias or "champion")
+    return ResolvedModel(fetch_bundle(version, root), f"{version.name}/{version.number}")
 
 
 def _is_registered(name: str, root_options: RootOptions) -> bool:

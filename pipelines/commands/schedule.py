@@ -23,7 +23,7 @@ from pipelines.commands.options import RootOptions, format_arguments
 if TYPE_CHECKING:
     from pipelines.scheduling.jobs import Job, JobStore
 
-schedule_app = App(name="schedule", help="Lists, runs and removes scheduled retrainings.")
+schedule_app = App(name="schedule", help="Lists, runs and removes scheduled commands.")
 _ROOT_OPTIONS = RootOptions()
 _HEARTBEAT_TIMEOUT_S = 30.0  # a scheduler without a heartbeat for longer is not running
 

@@ -23,6 +23,7 @@ SWEEP_FILES = {
     "local": "system/test_fault_injection.py",
     "schedule": "system/test_fault_injection.py",
     "pretrain": "pipelines/training/test_pretrain.py",
+    "batch": "forecaster/batch/test_killed_batch.py",
 }
 
 
