@@ -13,7 +13,7 @@ from forecaster.data.windows import Window
 from forecaster.engines.engine import RolloutInput
 from forecaster.explain.explained_input import TARGET, ExplainedInput
 from forecaster.explain.faithfulness import Faithfulness, measure_faithfulness, predict_with_engine
-from forecaster.explain.integrated_gradients import TOLERANCE, PathIntegral, integrate_gradients
+from forecaster.explain.integrated_gradients import TOLERANCE, NetworkForecast, PathIntegral, integrate_gradients
 from forecaster.explain.trace import RETENTION_GATE, LayerTrace, compute_influence, trace_layers
 from forecaster.frequency.timestamps import Timestamps
 from forecaster.model.regressor import Regressor
@@ -31,15 +31,16 @@ METHODS = {
     "it decays exponentially, this is the half-life",
     "gates": "means over the units of a layer, at each step; the half-life of a layer is what the mean of its update (GRU) or "
     "forget gate (LSTM) alone implies, without the recurrent weights. This interpretation of gates is ours",
-    "attribution": "integrated gradients (Sundararajan, Taly and Yan 2017, equation 1) of the mean forecast over the horizon, through "
-    "the rollout that serves, from a reference to the input: values of y and of channels are replaced by the mean of the season "
-    "around them, numeric covariates by their mean in the training data, categories by none, and calendar features by 0. The scale "
-    "is measured on every point of the path; static columns are held constant. The attributions sum to forecast minus baseline, "
-    "up to `gap`; points are added until it is at most 1 %",
-    "faithfulness": "area over the perturbation curve for regression (Ozyegen, Ilic and Cevik 2022, after Samek et al. 2017): "
-    "the change of the served forecast when the values with the largest contributions are replaced by the reference, mean over "
-    "shares of 5 % to 50 %, and over those that raise and those that lower the forecast. The same for other rankings: gradient "
-    "times the difference to the reference, the occlusion of single values, and random orders, whose expectation is about 0",
+    "attribution": "integrated gradients (Sundararajan, Taly and Yan 2017) of the mean forecast over the horizon, through the "
+    "rollout that serves, from a reference to the given input. In the reference, values of y and of channels are the mean of "
+    "those that are explained, numeric covariates their mean in the training data, categories none, and calendar features 0. "
+    "Paths have two straight legs, a random half of the values on each; the mean over eight paths is reported. The scale is "
+    "measured on every point of a path; static columns are held constant. The attributions sum to forecast minus baseline, up to "
+    "`gap`: points are added until that is at most 1 %",
+    "faithfulness": "area over the perturbation curve for regression (AOPCR; Ozyegen, Ilic and Cevik 2022, after Samek et al. "
+    "2017): the change of the served forecast when the values with the largest contributions are replaced by the reference, mean "
+    "over shares of 5 % to 50 %, and over the values that raise and those that lower the forecast. The same for other rankings: "
+    "gradient times the difference from the reference, the occlusion of single values, and random orders",
 }
 
 
@@ -73,8 +74,8 @@ class Explanation:
         attribution: Contribution of each value of y to the forecast, in data units; 0 where missing.
         channels: Contributions of the channels' values, by name of the channel.
         forecast: Mean forecast of the network over the horizon, the median of all members; for a blend, of the network alone.
-        baseline: The same forecast of the reference: the history with every value replaced by the mean of the season around it,
-            and covariates that are at their mean or have no category.
+        baseline: The same forecast of the reference: the explained values of y and of each channel are their mean, and covariates
+            are at the mean of the training data or have no category.
         integration_error: Forecast minus baseline minus the sum of attributions, due to numerical integration.
         notes: Remarks for the reader.
         segment: Number of time points that one step of the recurrence reads. Influence, gates and norm have one value per
@@ -82,7 +83,7 @@ class Explanation:
         covariates: Contributions of the covariates by name, at the steps and then at those of the horizon. Calendar features are
             named `calendar hour`.
         future_ds: Timestamps of the horizon.
-        reference: Values of the reference at the steps; NaN where y is missing.
+        reference: The value of y in the reference; NaN if none is observed.
         completeness_error: `integration_error` relative to forecast minus baseline.
         integration_points: Number of gradients that were evaluated.
         faithfulness: How faithful the attributions are; None if that was not measured, or nothing can be replaced.
@@ -104,7 +105,7 @@ class Explanation:
     segment: int = 1
     covariates: Mapping[str, Float64[np.ndarray, "step_and_ahead"]] = field(default_factory=dict)
     future_ds: Timestamps | None = None
-    reference: Float64[np.ndarray, "step"] | None = None
+    reference: float = float("nan")
     completeness_error: float = 0.0
     integration_points: int = 0
     faithfulness: Faithfulness | None = None
@@ -141,12 +142,12 @@ def explain(
         inputs,
         steps=num_shown,
         horizon=horizon_steps,
-        season=model.season,
         channels=tuple(model.spec.channels),
         encoding=model.encoding,
     )
     floor = _SMALL_CHANGE * float(np.nan_to_num(np.abs(explained.entries - explained.reference)[:num_shown]).max())
-    integral = integrate_gradients(networks, explained, floor=floor)
+    forecast = NetworkForecast(networks, explained)
+    integral = integrate_gradients(forecast, explained, floor=floor)
     by_column = {
         column.name: np.bincount(column.steps, weights=integral.contributions[column.entries])
         for column in explained.columns
@@ -157,7 +158,7 @@ def explain(
     if faithfulness and np.isfinite(integral.end):
         measured = measure_faithfulness(
             explained,
-            predict_with_engine(predictor.engine, explained),
+            forecast.predict if forecast.resumes else predict_with_engine(predictor.engine, explained),
             contributions=integral.contributions,
             final_gradient=integral.final_gradient,
         )
@@ -187,7 +188,7 @@ def explain(
         segment=segment,
         covariates=by_column,
         future_ds=served.ds,
-        reference=explained.reference[:num_shown],
+        reference=float(np.fmax.reduce(explained.reference[:num_shown])),
         completeness_error=_completeness_error(integral, floor=floor),
         integration_points=integral.points,
         faithfulness=measured,

@@ -1,4 +1,4 @@
-"""The input that an explanation covers: its values in one row, each with the value that replaces it, and their way back to windows."""
+"""The values that an explanation covers, each with the value that replaces it, and windows with other values in their place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from forecaster.engines.engine import RolloutInput
 from forecaster.shapes import Float, Float64, Int
 
 TARGET = ""  # the name of y among the columns
-_MIN_SPAN = 5  # steps of the local mean where the season is shorter
 
 
 class Column(NamedTuple):
@@ -35,8 +34,8 @@ class Column(NamedTuple):
 class ExplainedInput(NamedTuple):
     """The entries of one input that are explained, and what replaces them.
 
-    Entries are, in this order: the last `steps` values of y, of each channel and of each encoded covariate, and then the future of
-    each encoded covariate over the horizon. All other input is constant: earlier steps and static columns.
+    Entries are, in this order: the last `steps` values of y, of each channel and of each encoded covariate, and then the future
+    of each encoded covariate over the horizon. All other input is constant: earlier steps and static columns.
 
     Attributes:
         inputs: The whole input, a single row.
@@ -61,20 +60,19 @@ class ExplainedInput(NamedTuple):
         *,
         steps: int,
         horizon: int,
-        season: int,
         channels: tuple[str, ...] = (),
         encoding: Encoding | None = None,
     ) -> ExplainedInput:
         """Selects the entries of an input of one row.
 
-        Values of y and of channels are replaced by their local mean (see `local_mean`), encoded covariates by 0: the mean of a
-        number in the training data, or no category.
+        Values of y and of channels are replaced by the mean of those observed at these steps, encoded covariates by 0: the mean
+        of a number in the training data, or no category. A history that is constant has no scale of its own: its forecast is its
+        level, if the network has learned nothing else.
 
         Args:
             inputs: The input.
             steps: Number of latest steps to explain.
             horizon: Steps ahead.
-            season: Steps of a season.
             channels: Names of the channels.
             encoding: The encoding of the covariates, if there are any.
         """
@@ -86,7 +84,7 @@ class ExplainedInput(NamedTuple):
             for index, name in enumerate((TARGET, *channels))
         ]
         observed = [target[-steps:] for target in targets]
-        replaced = [local_mean(target, season=season)[-steps:] for target in targets]
+        replaced = [np.where(np.isnan(target), np.nan, _observed_mean(target)) for target in observed]
         if inputs.covariates is not None and inputs.future_covariates is not None and encoding is not None:
             past, future = inputs.covariates[0, -steps:].T, inputs.future_covariates[0, :horizon].T
             names = np.array(_name_covariates(encoding))
@@ -142,26 +140,9 @@ class ExplainedInput(NamedTuple):
         return torch.cat([constant, explained.transpose(1, 2).to(constant.dtype)], dim=1)
 
 
-def local_mean(values: Float64[np.ndarray, "step"], *, season: int) -> Float64[np.ndarray, "step"]:
-    """Returns the mean of the observed values of the season around each step; NaN where the value is missing.
-
-    It is the centered moving average of classical decomposition, over a season (5 steps where it is shorter); of an even number of
-    steps both ends count half. Near the ends of the history it is the mean of the first or the last season.
-    """
-    span = min(max(season, _MIN_SPAN), len(values))
-    half = span // 2
-    weights = np.ones(2 * half + 1)
-    if span % 2 == 0:
-        weights[[0, -1]] = 0.5
-    observed = ~np.isnan(values)
-    if len(values) <= len(weights) or not observed.any():
-        return np.where(observed, values[observed].mean() if observed.any() else np.nan, np.nan)
-    center = values[observed].mean()  # keeps a small change of a large level
-    sums = np.convolve(np.where(observed, values - center, 0.0), weights, mode="valid")
-    counts = np.convolve(observed.astype(np.float64), weights, mode="valid")
-    means = center + sums / np.where(counts > 0.25, counts, np.inf)
-    positions = np.clip(np.arange(len(values)), half, len(values) - 1 - half) - half
-    return np.where(observed, means[positions], np.nan)
+def _observed_mean(values: Float64[np.ndarray, "step"]) -> float:
+    observed = values[~np.isnan(values)]
+    return float(observed.mean()) if len(observed) else np.nan
 
 
 def _name_covariates(encoding: Encoding) -> tuple[str, ...]:

@@ -13,6 +13,14 @@ from forecaster.explain.explained_input import ExplainedInput
 from forecaster.shapes import Bool, Float64, Int
 
 SHARES = tuple(np.arange(1, 11) / 20)  # of the features that are replaced: 5 %, 10 %, ... 50 %
+OURS = "integrated_gradients"
+METHOD_LABELS = {
+    OURS: "integrated gradients",
+    "input_x_gradient": "input x gradient",
+    "occlusion": "occlusion",
+    "random": "random orders",
+}
+"""The compared rankings, and their names for readers."""
 MAX_FEATURES = 512  # beyond it, consecutive steps of a column form one feature
 RANDOM_ORDERS = 8
 _MAX_VALUES_AT_ONCE = 1 << 21
@@ -26,12 +34,12 @@ class Features(NamedTuple):
 
     Attributes:
         of_entry: Feature of each entry; -1 for an entry that equals its replacement or is missing.
-        count: Number of features.
+        num_features: Number of features.
         block: Number of consecutive steps of a feature.
     """
 
     of_entry: Int[np.ndarray, "entry"]
-    count: int
+    num_features: int
     block: int
 
     @classmethod
@@ -43,7 +51,8 @@ class Features(NamedTuple):
         while True:
             keys = np.full(len(explained.entries), -1)
             for index, column in enumerate(explained.columns):
-                keys[column.entries] = index * (last_step + 1) + (last_step - column.steps) // block
+                from_end = (column.steps.max() - column.steps) // block
+                keys[column.entries] = (index + 1) * (last_step + 1) - 1 - from_end
             keys[~differs] = -1
             unique = np.unique(keys[differs])
             if len(unique) <= MAX_FEATURES or block > last_step:
@@ -53,7 +62,7 @@ class Features(NamedTuple):
     def sum_entries(self, contributions: Float64[np.ndarray, "entry"]) -> Float64[np.ndarray, "feature"]:
         """Returns the sum of the contributions of each feature's entries."""
         used = self.of_entry >= 0
-        return np.bincount(self.of_entry[used], weights=contributions[used], minlength=self.count)
+        return np.bincount(self.of_entry[used], weights=contributions[used], minlength=self.num_features)
 
 
 class Faithfulness(NamedTuple):
@@ -75,6 +84,15 @@ class Faithfulness(NamedTuple):
     num_features: int
     block: int
 
+    def describe(self) -> list[str]:
+        """Returns one line for each ranking: its area, and its share of the largest one."""
+        largest = max(self.aopcr.values())
+        lines = []
+        for name, label in METHOD_LABELS.items():
+            share = f" ({self.aopcr[name] / largest:.0%} of the largest)" if largest > 0 else ""
+            lines.append(f"AOPCR {self.aopcr[name]:.4g} of {label}{share}")
+        return lines
+
 
 def measure_faithfulness(
     explained: ExplainedInput,
@@ -86,14 +104,14 @@ def measure_faithfulness(
 ) -> Faithfulness | None:
     """Measures the area over the perturbation curve for regression (AOPCR) of a ranking; None if no feature can be replaced.
 
-    AOPCR (Ozyegen, Ilic and Cevik 2022, after AOPC of Samek et al. 2017, equation 12) is the mean over k = 1 ... K of
-    F(x) - F(x without k), where `x without k` has the k features with the largest contributions replaced. F is the mean forecast
-    over the horizon here, so that this is the mean of their AOPCR over the steps ahead. Contributions have signs, so the same is
-    done from the other end as well: the k features with the smallest contributions, and F(x without k) - F(x). AOPCR is the mean of
-    both. k runs over the shares of SHARES, rounded up. For a forecast that is a sum of one term per feature, its expectation is 0
-    for a random order, and no order has a larger one than that of the terms.
+    AOPCR (Ozyegen, Ilic and Cevik 2022, after AOPC of Samek et al. 2017) is the mean over k = 1 ... K of F(x) - F(x without k),
+    where `x without k` has the k features with the largest contributions replaced. F is the mean forecast over the horizon here,
+    so that this is the mean of their AOPCR over the steps ahead. Contributions have signs, so the same is done from the other
+    end: the k features with the smallest contributions, and F(x without k) - F(x). AOPCR is the mean of both. k runs over the
+    shares of SHARES, rounded up. Of a forecast that is a sum of one term per feature, no order has a larger AOPCR than that of
+    the terms, and the expectation over random orders is 0.
 
-    A value is replaced by its reference (see `ExplainedInput.from_input`). The compared rankings are the gradient at x times
+    A value is replaced by its reference (`ExplainedInput.from_input`). The compared rankings are the gradient at x times
     (x - reference); the occlusion of single features, F(x) - F(x without i); and RANDOM_ORDERS random orders, of which the mean
     is reported.
 
@@ -105,30 +123,30 @@ def measure_faithfulness(
         seed: Of the random orders.
     """
     features = Features.from_input(explained)
-    if features.count == 0:
+    if features.num_features == 0:
         return None
     difference = np.nan_to_num(explained.entries - explained.reference)
-    single = np.eye(features.count, dtype=bool)
+    single = np.eye(features.num_features, dtype=bool)
     original, *alone = _predict_replaced(
-        explained, features, predict_mean, np.concatenate([np.zeros((1, features.count), dtype=bool), single])
+        explained, features, predict_mean, np.concatenate([np.zeros((1, features.num_features), dtype=bool), single])
     )
     rng = np.random.default_rng(seed)
     scores = {
-        "integrated_gradients": features.sum_entries(contributions)[None],
+        OURS: features.sum_entries(contributions)[None],
         "input_x_gradient": features.sum_entries(final_gradient * difference)[None],
         "occlusion": (original - np.array(alone))[None],
-        "random": rng.permuted(np.tile(np.arange(float(features.count)), (RANDOM_ORDERS, 1)), axis=1),
+        "random": rng.permuted(np.tile(np.arange(float(features.num_features)), (RANDOM_ORDERS, 1)), axis=1),
     }
     rows = np.concatenate(list(scores.values()))
     order = np.argsort(-rows, axis=1, kind="stable")
     masks = np.stack([_first_features(order), _first_features(order[:, ::-1])])
-    flat = _predict_replaced(explained, features, predict_mean, masks.reshape(-1, features.count))
+    flat = _predict_replaced(explained, features, predict_mean, masks.reshape(-1, features.num_features))
     lowered, raised = flat.reshape(masks.shape[:-1])
     methods = np.repeat(list(scores), [len(part) for part in scores.values()])
     drops = {name: (original - lowered[methods == name]).mean(axis=0) for name in scores}
     rises = {name: (raised[methods == name] - original).mean(axis=0) for name in scores}
     aopcr = {name: float(np.nanmean(np.concatenate([drops[name], rises[name]]))) for name in scores}
-    return Faithfulness(aopcr, np.array(SHARES), drops, rises, features.count, features.block)
+    return Faithfulness(aopcr, np.array(SHARES), drops, rises, features.num_features, features.block)
 
 
 def predict_with_engine(engine: Engine, explained: ExplainedInput) -> MeanForecast:

@@ -17,13 +17,16 @@ from forecaster.model.scaling import settle_scale
 from forecaster.shapes import Float64
 
 TOLERANCE = 0.01  # of the sum of attributions, relative to what it should be
-MAX_POINTS = 512  # of the path at which gradients are evaluated
-_ORDER = 8  # points of Gauss-Legendre quadrature on each part of the path
-_MAX_STEPS_AT_ONCE = 1 << 17  # of all points that are evaluated together; bounds the memory
+MAX_POINTS = 1024  # of the paths at which gradients are evaluated
+NUM_SPLITS = 4  # random halves of the values; each gives two paths
+_BEND = 0.1  # of the way; at 0 the forecast may jump, because values that did not move are all equal
+_ORDER = 6  # points of Gauss-Legendre quadrature on each part of a path
+_LARGEST_SUM = 4.0  # sum of the sizes of all errors, relative to the largest sum of errors
+_MAX_STEPS_AT_ONCE = 1 << 16  # of all points that are evaluated together; bounds the memory
 
 
 class PathIntegral(NamedTuple):
-    """The integral of the gradient along the straight path from the reference to the input.
+    """The integral of the gradient from the reference to the input, mean over paths.
 
     Attributes:
         contributions: Of each entry; 0 where the entry is missing.
@@ -46,69 +49,124 @@ class PathIntegral(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """A part of the path and the forecasts at its ends."""
+    """A straight part of a path.
 
-    low: float
-    high: float
-    forecast_low: float
-    forecast_high: float
+    Attributes:
+        start: Entries at its start.
+        end: Entries at its end.
+        start_forecast: Forecast at its start.
+        end_forecast: Forecast at its end.
+    """
+
+    start: Float64[np.ndarray, "entry"]
+    end: Float64[np.ndarray, "entry"]
+    start_forecast: float
+    end_forecast: float
 
 
 def integrate_gradients(
-    networks: Sequence[Regressor], explained: ExplainedInput, *, floor: float, tolerance: float = TOLERANCE
+    forecast: NetworkForecast,
+    explained: ExplainedInput,
+    *,
+    floor: float,
+    splits: int = NUM_SPLITS,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
 ) -> PathIntegral:
-    """Integrates the gradient of the mean forecast over the horizon (Sundararajan, Taly and Yan 2017, equation 1).
+    """Integrates the gradient of the mean forecast over the horizon (Sundararajan, Taly and Yan 2017).
 
-    The forecast is the median of the members, as it is served; the scale is measured on each point of the path. The gradient
-    theorem holds on each part of the path, so the error of each part is known: parts with the largest errors are halved until the
-    sum of all errors is at most `tolerance` times the change of the forecast, or MAX_POINTS is reached.
+    The forecast is the median of the members, as it is served; the scale is measured on each point. The result is the mean of
+    path methods (their section 4, which are complete: Friedman 2004). Each path goes from the reference to the input in two
+    straight legs: a random half of the values arrives first, while the other half has moved by _BEND, and then the other half
+    arrives; with the halves exchanged, this is the second path of a split. Without splits there is one straight path (their
+    equation 1). The gradient of a network that is free of the scale is the same everywhere on it, so that these attributions
+    ignore how values act together.
+
+    By the gradient theorem, contributions on each part of a path sum to the change of the forecast along it, so the error of
+    each part is known. The parts with the largest errors are halved until the sum of all errors is at most `tolerance` times the
+    change of the forecast, and the sum of their sizes a few times as much, or until MAX_POINTS is reached. That happens where the
+    forecast jumps on a path: with a running scale, at a history that begins with equal values.
 
     Args:
-        networks: The members.
+        forecast: The forecast of the input.
         explained: The input.
         floor: Changes of the forecast smaller than this count as this large, in units of the data.
+        splits: Number of random halves.
         tolerance: Of the sum.
+        seed: Of the halves.
     """
-    forecaster = _DifferentiableForecast(networks, explained)
-    nodes, weights = np.polynomial.legendre.leggauss(_ORDER)
-    nodes, weights = (nodes + 1) / 2, weights / 2
-    difference = np.nan_to_num(explained.entries - explained.reference)
-    forecasts, gradients = forecaster.evaluate(np.concatenate([[0.0, 1.0], nodes]))
-    start, end, final_gradient = float(forecasts[0]), float(forecasts[1]), gradients[1]
-    whole = _Part(0.0, 1.0, start, end)
-    pending = [(whole, difference * (weights @ gradients[2:]))]
-    done = np.zeros_like(difference)
-    allowed = tolerance * max(abs(end - start), floor)
-    points = 2 + _ORDER
-    while pending and np.isfinite(end - start):
-        errors = [abs(part.forecast_high - part.forecast_low - float(values.sum())) for part, values in pending]
-        limit = allowed / 2 * np.array([part.high - part.low for part, _ in pending])
-        split = [index for index in np.argsort(errors)[::-1] if errors[index] > limit[index]]
-        split = split[: (MAX_POINTS - points) // (2 * _ORDER + 1)]
-        if sum(errors) <= allowed or not split:
+    vertices, edges = _build_paths(explained, splits=splits, seed=seed)
+    forecasts, gradients = forecast.evaluate(vertices)
+    parts = _integrate_parts(
+        forecast, [_Part(vertices[a], vertices[b], float(forecasts[a]), float(forecasts[b])) for a, b in edges]
+    )
+    points, points_of_halves, num_paths = len(vertices) + _ORDER * len(parts), 2 * _ORDER + 1, max(1, 2 * splits)
+    start, end = float(forecasts[0]), float(forecasts[1])
+    allowed = tolerance * num_paths * max(abs(end - start), floor)
+    while np.isfinite(forecasts).all():
+        errors = np.array([part.error for part in parts])
+        if abs(errors.sum()) <= allowed and np.abs(errors).sum() <= _LARGEST_SUM * allowed:
             break
-        kept = [index for index in range(len(pending)) if index not in split]
-        halves: list[tuple[float, float]] = []
-        for index in split:
-            part = pending[index][0]
-            middle = (part.low + part.high) / 2
-            halves += [(part.low, middle), (middle, part.high)]
-        middles = [high for _, high in halves[::2]]
-        inner = [low + (high - low) * nodes for low, high in halves]
-        forecasts, gradients = forecaster.evaluate(np.concatenate([middles, *inner]))
-        points += len(forecasts)
-        by_half = gradients[len(middles) :].reshape(len(halves), _ORDER, -1)
-        refined: list[tuple[_Part, Float64[np.ndarray, "entry"]]] = []
-        for number, (low, high) in enumerate(halves):
-            parent, forecast_middle = pending[split[number // 2]][0], float(forecasts[number // 2])
-            ends = (
-                (parent.forecast_low, forecast_middle) if number % 2 == 0 else (forecast_middle, parent.forecast_high)
-            )
-            refined.append((_Part(low, high, *ends), (high - low) * difference * (weights @ by_half[number])))
-        pending = [pending[index] for index in kept] + refined
-    for _, values in pending:
-        done += values
-    return PathIntegral(done, final_gradient, start, end, points)
+        num_large = int((np.abs(errors) > allowed / len(parts)).sum())
+        count = min((MAX_POINTS - points) // points_of_halves, num_large)
+        if count < 1:
+            break
+        order = np.argsort(-np.abs(errors), kind="stable")
+        halves = _halve(forecast, [parts[index].part for index in order[:count]])
+        parts = [parts[index] for index in order[count:]] + _integrate_parts(forecast, halves)
+        points += count * points_of_halves
+    contributions = np.sum([part.contributions for part in parts], axis=0) / num_paths
+    return PathIntegral(contributions, gradients[1], start, end, points)
+
+
+class _Integrated(NamedTuple):
+    """The contributions on a part of a path, and the change of the forecast that they miss."""
+
+    part: _Part
+    contributions: Float64[np.ndarray, "entry"]
+    error: float
+
+
+def _integrate_parts(forecast: NetworkForecast, parts: Sequence[_Part]) -> list[_Integrated]:
+    """Integrates the gradient along each part by Gauss-Legendre quadrature."""
+    nodes, weights = np.polynomial.legendre.leggauss(_ORDER)
+    fractions = (nodes[:, None] + 1) / 2
+    points = np.concatenate([part.start + fractions * (part.end - part.start) for part in parts])
+    gradients = forecast.evaluate(points)[1].reshape(len(parts), _ORDER, -1)
+    integrated = []
+    for part, part_gradients in zip(parts, gradients, strict=True):
+        contributions = (part.end - part.start) * (weights @ part_gradients) / 2
+        change = part.end_forecast - part.start_forecast
+        integrated.append(_Integrated(part, contributions, change - float(contributions.sum())))
+    return integrated
+
+
+def _halve(forecast: NetworkForecast, parts: Sequence[_Part]) -> list[_Part]:
+    """Returns both halves of each part."""
+    middles = np.stack([(part.start + part.end) / 2 for part in parts])
+    at_middles = forecast.predict(middles).tolist()
+    halves = []
+    for part, middle, value in zip(parts, middles, at_middles, strict=True):
+        halves.append(part._replace(end=middle, end_forecast=value))
+        halves.append(part._replace(start=middle, start_forecast=value))
+    return halves
+
+
+def _build_paths(
+    explained: ExplainedInput, *, splits: int, seed: int
+) -> tuple[Float64[np.ndarray, "vertex entry"], list[tuple[int, int]]]:
+    """Returns the corners of all paths, of which the first is the reference and the second the input, and their legs."""
+    entries, reference = np.nan_to_num(explained.entries), np.nan_to_num(explained.reference)
+    vertices, edges = [reference, entries], [(0, 1)] if splits == 0 else []
+    rng = np.random.default_rng(seed)
+    for _ in range(splits):
+        is_first = np.zeros(len(entries), dtype=bool)
+        for column in explained.columns:
+            is_first[column.entries] = (rng.permutation(int(column.steps.max()) + 1) % 2 == 0)[column.steps]
+        for half in (is_first, ~is_first):
+            edges += [(0, len(vertices)), (len(vertices), 1)]
+            vertices.append(reference + np.where(half, 1.0, _BEND) * (entries - reference))
+    return np.stack(vertices), edges
 
 
 class _Resumption(NamedTuple):
@@ -118,53 +176,69 @@ class _Resumption(NamedTuple):
     first: int
 
 
-class _DifferentiableForecast:
-    """The mean forecast over the horizon as a function of the position on the path, with its gradient."""
+class NetworkForecast:
+    """The mean forecast over the horizon, the median of all members, as a function of the entries of an input.
+
+    A state of the steps before the first entry is kept where they determine the scale, so that they are read once.
+    """
 
     def __init__(self, networks: Sequence[Regressor], explained: ExplainedInput) -> None:
         self._networks, self._explained = networks, explained
-        self._entries = torch.from_numpy(np.nan_to_num(explained.entries))
-        self._reference = torch.from_numpy(np.nan_to_num(explained.reference))
-        window, _ = explained.fill(self._entries[None])
+        window, _ = explained.fill(torch.from_numpy(explained.entries)[None])
         with torch.no_grad():
             self._resumptions = [_read_constant_steps(network, window, explained.steps) for network in networks]
+        first_steps = [0 if resumption is None else resumption.first for resumption in self._resumptions]
+        num_steps = sum(len(window.values[0]) - first for first in first_steps)
+        self._rows_at_once = max(1, _MAX_STEPS_AT_ONCE // num_steps)
+
+    @property
+    def resumes(self) -> bool:
+        """Whether all members resume from the state before the first entry."""
+        return all(resumption is not None for resumption in self._resumptions)
+
+    def predict(self, entries: Float64[np.ndarray, "row entry"]) -> Float64[np.ndarray, "row"]:
+        """Returns the forecasts of rows of entries."""
+        with torch.inference_mode():
+            return np.concatenate([self._predict(part).numpy() for part in self._split(torch.from_numpy(entries))])
 
     def evaluate(
-        self, fractions: Float64[np.ndarray, "point"]
-    ) -> tuple[Float64[np.ndarray, "point"], Float64[np.ndarray, "point entry"]]:
-        """Returns the forecasts at fractions of the path, and their gradients with respect to the entries."""
-        steps = self._explained.inputs.values.shape[1] * len(self._networks)
-        parts = np.array_split(fractions, -(-len(fractions) * steps // _MAX_STEPS_AT_ONCE))
-        results = [self._evaluate_part(torch.from_numpy(part)) for part in parts if len(part)]
-        forecasts, gradients = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
-        # A running scale that is still zero after the first values has no derivative there; these steps contribute nothing.
-        return forecasts, np.nan_to_num(gradients, nan=0.0, posinf=0.0, neginf=0.0)
+        self, entries: Float64[np.ndarray, "row entry"]
+    ) -> tuple[Float64[np.ndarray, "row"], Float64[np.ndarray, "row entry"]]:
+        """Returns the forecasts of rows of entries, and their gradients; missing entries are ignored."""
+        forecasts, gradients = [], []
+        for part in self._split(torch.from_numpy(entries)):
+            leaf = part.clone().requires_grad_()
+            with torch.enable_grad():
+                values = self._predict(leaf)
+                gradients.append(torch.autograd.grad(values.sum(), leaf)[0].numpy())
+            forecasts.append(values.detach().numpy())
+        return np.concatenate(forecasts), np.nan_to_num(np.concatenate(gradients), posinf=0.0, neginf=0.0)
 
-    def _evaluate_part(self, fractions: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        leaf = torch.lerp(self._reference, self._entries, fractions[:, None]).requires_grad_()
-        with torch.enable_grad():
-            window, future_covariates = self._explained.fill(leaf)
-            forecasts = _ensemble_median(
-                torch.stack(
-                    [
-                        _roll_out_from(
-                            network, window, resumption, horizon=self._explained.horizon, future=future_covariates
-                        )
-                        for network, resumption in zip(self._networks, self._resumptions, strict=True)
-                    ]
-                )
-            ).mean(1)
-            gradients = torch.autograd.grad(forecasts.sum(), leaf)[0]
-        return forecasts.detach().numpy(), gradients.numpy()
+    def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(rows, self._rows_at_once)
+
+    def _predict(self, entries: Tensor) -> Float64[Tensor, "row"]:
+        window, future_covariates = self._explained.fill(entries)
+        forecasts = [
+            _roll_out_from(network, window, resumption, horizon=self._explained.horizon, future=future_covariates)
+            for network, resumption in zip(self._networks, self._resumptions, strict=True)
+        ]
+        return _ensemble_median(torch.stack(forecasts)).mean(1)
 
 
 def _roll_out_from(
-    network: Regressor, window: Window, resumption: _Resumption | None, *, horizon: int, future: Tensor | None
+    network: Regressor,
+    window: Window,
+    resumption: _Resumption | None,
+    *,
+    horizon: int,
+    future: Tensor | None,
 ) -> Float64[Tensor, "row horizon"]:
+    rows = len(window.values)
     if resumption is None:
         state, remaining = start_rollout(network, window)
     else:
-        state = repeat_state(resumption.state, copies=len(window.values))
+        state = repeat_state(resumption.state, copies=rows)
         remaining = window.slice_steps(slice(resumption.first, None))
     state = warm_up(network, remaining, state)
     return roll_out(network, state, horizon=horizon, future_covariates=future)[0]
