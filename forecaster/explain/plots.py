@@ -107,7 +107,7 @@ def describe_reading(explanation: Explanation) -> list[str]:
     lines.append("norm: the size of the hidden state of a layer")
     if explanation.faithfulness is not None:
         lines.append(
-            "faithfulness: AOPCR, the change of the forecast when the values ranked highest are replaced; the larger, the more faithful"
+            "faithfulness: change of the forecast when the values ranked first are replaced; AOPCR is the mean, larger is better"
         )
     return lines
 
