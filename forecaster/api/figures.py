@@ -37,25 +37,33 @@ class ForecastExplanation:
     _style: FrameStyle
 
     def to_frame(self) -> Any:
-        """Returns one row per step: `ds, y, attribution, influence`, then gates and norm of each layer."""
+        """Returns one row per step: `ds, y, attribution`, those of other columns, `influence`, gates and norm of each layer."""
         from forecaster.explain.plots import build_explanation_table
 
         return self._style.convert(build_explanation_table(self.explanation))
 
     def plot(self) -> Figure:
-        """Plots the history, the attribution of its values, the influence of each step and the gates."""
+        """Plots the history, the attribution of its values, the influence of each step, the gates and the faithfulness."""
         require_package("matplotlib", purpose="plots")
         from forecaster.explain.plots import plot_explanation
 
         return _show_in_notebooks(plot_explanation(self.explanation, title=self.explanation.id))
 
     def __repr__(self) -> str:
+        from forecaster.explain.faithfulness import OURS
+
         explained = self.explanation
         half_life = "none" if explained.half_life is None else f"{explained.half_life:.3g} steps"
+        measured = explained.faithfulness
+        faithfulness = ""
+        if measured is not None:
+            faithfulness = (
+                f"faithfulness (AOPCR): {measured.aopcr[OURS]:.3g}, of a random order {measured.aopcr['random']:.3g}; "
+            )
         return (
             f"ForecastExplanation of {explained.id!r}: the mean of the next {explained.horizon} steps is "
             f"{explained.forecast:.4g} = {explained.baseline:.4g} + the attributions of {len(explained.y)} values; "
-            f"half-life of the memory: {half_life}. Use .plot() and .to_frame()."
+            f"{faithfulness}half-life of the memory: {half_life}. Use .plot() and .to_frame()."
         )
 
 

@@ -469,6 +469,7 @@ class Forecaster:
         horizon: int | None = None,
         X_df: Any = None,  # noqa: N803
         steps: int = 256,
+        faithfulness: bool = True,
     ) -> ForecastExplanation:
         """Explains the forecast of one series: the attribution to its values, and the memory of the network.
 
@@ -478,6 +479,7 @@ class Forecaster:
             horizon: Steps ahead; by default the model's.
             X_df: The future of the covariates.
             steps: The number of latest steps to explain.
+            faithfulness: Whether to measure how faithful the attributions are, which takes some hundreds of forecasts.
         """
         require_training()
         from forecaster.explain.attribution import MAX_STEPS as MAX_EXPLAINED_STEPS
@@ -503,7 +505,11 @@ class Forecaster:
         )
         series = panel.series[available.index(chosen)]
         explanation = explain(
-            model, series, horizon=int(horizon or model.spec.horizon), steps=min(steps, MAX_EXPLAINED_STEPS)
+            model,
+            series,
+            horizon=int(horizon or model.spec.horizon),
+            steps=min(steps, MAX_EXPLAINED_STEPS),
+            faithfulness=faithfulness,
         )
         return ForecastExplanation(explanation, style)
 

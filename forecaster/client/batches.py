@@ -69,6 +69,15 @@ class FrameQuery(NamedTuple):
     joint: bool = False
 
 
+class ExplanationQuery(NamedTuple):
+    """The parameters of an explanation; all but the timeout are arguments of `Client.explain`."""
+
+    horizon: int | None
+    steps: int
+    faithfulness: bool
+    timeout_s: float
+
+
 class ServiceOutcomes(NamedTuple):
     """The outcomes of all requests.
 
@@ -128,6 +137,24 @@ def forecast_batch(
         model = yield from request_json(MODEL_REQUEST, retry_policy)
         series = [_keep_known_columns(item, model["spec"]) for item in series]
     return (yield from _send_batches(series, query, retry_policy))
+
+
+def explain_series(series: Series, query: ExplanationQuery, retry_policy: RetryPolicy) -> Exchange[dict[str, Any]]:
+    """Returns the explanation of the forecast of one series; see `Client.explain`."""
+    if series.covariates or series.static or series.channels:
+        model = yield from request_json(MODEL_REQUEST, retry_policy)
+        series = _keep_known_columns(series, model["spec"])
+    fields = {
+        "series": _encode_series(series, ForecastQuery(query.horizon or len(series), (), query.timeout_s)),
+        "steps": query.steps,
+        "faithfulness": query.faithfulness,
+        "deadline_ms": max(1, int(query.timeout_s * 1000)),
+        **({} if query.horizon is None else {"horizon": query.horizon}),
+    }
+    explanation: dict[str, Any] = yield from request_json(
+        HttpRequest("POST", "/v1/explain", json.dumps(fields, allow_nan=False).encode()), retry_policy
+    )
+    return explanation
 
 
 def _send_batches(

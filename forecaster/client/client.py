@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from forecaster.client.batches import (
     MODEL_REQUEST,
     READY_REQUEST,
+    ExplanationQuery,
     ForecastQuery,
     FrameForecast,
     FrameQuery,
     ServiceOutcomes,
+    explain_series,
     forecast_batch,
     forecast_frame,
     raise_for_errors,
@@ -163,6 +165,23 @@ class Client:
             )
         )
 
+    def explain(
+        self, series: Series, horizon: int | None = None, *, steps: int = 256, faithfulness: bool = False
+    ) -> dict[str, Any]:
+        """Returns the explanation of the forecast of one series: the fields of `POST /v1/explain`, which docs/http.md describes.
+
+        Args:
+            series: The history.
+            horizon: Steps ahead whose mean is explained; defaults to the model's own.
+            steps: The most steps to explain, the latest ones.
+            faithfulness: Whether to measure how faithful the attributions are.
+        Raises:
+            ServiceError (subclasses): the series cannot be forecast, or the service has no torch.
+        """
+        return self._drive(
+            explain_series(series, ExplanationQuery(horizon, steps, faithfulness, self._timeout), self._retry_policy)
+        )
+
     def get_model(self) -> dict[str, Any]:
         """Returns the deployed model: name, specification, scores, model card, age."""
         model: dict[str, Any] = self._drive(request_json(MODEL_REQUEST, self._retry_policy))
@@ -284,6 +303,14 @@ class AsyncClient:
                 ForecastQuery(horizon, tuple(levels), self._timeout, joint=joint, vocabulary=tuple(vocabulary)),
                 self._retry_policy,
             )
+        )
+
+    async def explain(
+        self, series: Series, horizon: int | None = None, *, steps: int = 256, faithfulness: bool = False
+    ) -> dict[str, Any]:
+        """See `Client.explain`."""
+        return await self._drive(
+            explain_series(series, ExplanationQuery(horizon, steps, faithfulness, self._timeout), self._retry_policy)
         )
 
     async def get_model(self) -> dict[str, Any]:

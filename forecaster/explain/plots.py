@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from forecaster.evaluation.plots import BASELINE_COLOR, FORECAST_COLOR, HISTORY_COLOR, MEASURE_COLOR, style_axes
+from forecaster.explain.faithfulness import METHOD_LABELS, OURS
 from forecaster.explain.trace import RETENTION_GATE
 from forecaster.shapes import Float64, Int
 
@@ -17,16 +18,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from forecaster.explain.attribution import Explanation
+    from forecaster.explain.faithfulness import Faithfulness
 
 _GATE_COLORS = {"reset": "#7a4fa3", "input": "#7a4fa3", "update": "#0f766e", "forget": "#0f766e", "output": "#b8860b"}
 _CHANNEL_COLORS = ("#5b7f3a", "#9d174d", "#1d6fa5", "#7c2d12")
+_METHOD_COLORS = {
+    OURS: FORECAST_COLOR,
+    "input_x_gradient": "#b8860b",
+    "occlusion": "#0f766e",
+    "random": BASELINE_COLOR,
+}
 _LAYER_STYLES = ("-", "--", ":", "-.")
 
 
 def build_explanation_table(explanation: Explanation) -> pd.DataFrame:
-    """One row per step: `ds, y, attribution`, the attribution of every channel, `influence`, gates and norm of each layer."""
+    """One row per step: `ds, y, attribution`, those of every channel and covariate, `influence`, gates and norm of each layer.
+
+    The attributions of covariates at the steps of the horizon are in `explanation.covariates`.
+    """
     columns = {"ds": explanation.ds, "y": explanation.y, "attribution": explanation.attribution}
+    steps = len(explanation.ds)
     columns |= {f"attribution.{name}": values for name, values in explanation.channels.items()}
+    columns |= {f"attribution.{name}": values[:steps] for name, values in explanation.covariates.items()}
     columns["influence"] = explanation.influence
     for index, layer in enumerate(explanation.layers, start=1):
         columns |= {f"layer{index}.{name}": values for name, values in layer.gates.items()}
@@ -40,9 +53,13 @@ def plot_explanation(explanation: Explanation, *, title: str) -> Figure:
     Influence, gates and states are constant within a segment and drawn so. A text below says how to read the panels.
     """
     has_gates = any(layer.gates for layer in explanation.layers)
-    rows = 5 if has_gates else 4
-    figure = Figure(figsize=(10, 2.1 * rows + 0.8), dpi=110, layout="constrained")
-    panels: list[Axes] = list(figure.subplots(rows, 1, sharex=True))
+    rows, is_measured = 5 if has_gates else 4, explanation.faithfulness is not None
+    figure = Figure(figsize=(10, 2.1 * (rows + is_measured) + 0.8), dpi=110, layout="constrained")
+    grid = figure.add_gridspec(rows + is_measured, 1)
+    panels: list[Axes] = []
+    for row in range(rows):
+        panels.append(figure.add_subplot(grid[row], sharex=panels[0] if panels else None))
+        panels[-1].tick_params(labelbottom=row == rows - 1)
     for axes, (heading, y_title) in zip(panels, _describe_panels(explanation, title, has_gates=has_gates), strict=True):
         style_axes(axes, heading)
         axes.set_ylabel(y_title)
@@ -68,6 +85,9 @@ def plot_explanation(explanation: Explanation, *, title: str) -> Figure:
     if not isinstance(explanation.ds, pd.DatetimeIndex):
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[-1].set_xlabel("time" if isinstance(explanation.ds, pd.DatetimeIndex) else "step")
+    if explanation.faithfulness is not None:
+        panels.append(figure.add_subplot(grid[rows]))
+        _plot_faithfulness(panels[-1], explanation.faithfulness)
     figure.align_ylabels(panels)
     figure.supxlabel("\n".join(describe_reading(explanation)), x=0.01, ha="left", fontsize=8, color=HISTORY_COLOR)
     return figure
@@ -85,6 +105,10 @@ def describe_reading(explanation: Explanation) -> list[str]:
     if kept is not None:
         lines.append(f"gates: 0 is closed, 1 is open; the {kept} gate is the share of the previous state that is kept")
     lines.append("norm: the size of the hidden state of a layer")
+    if explanation.faithfulness is not None:
+        lines.append(
+            "faithfulness: change of the forecast when the values ranked first are replaced; AOPCR is the mean, larger is better"
+        )
     return lines
 
 
@@ -150,15 +174,36 @@ class _Segments(NamedTuple):
             )
 
 
+def _plot_faithfulness(axes: Axes, faithfulness: Faithfulness) -> None:
+    """Draws the change of the forecast by share of replaced values, one curve for each ranking."""
+    style_axes(axes, "faithfulness: change of the forecast when the values that matter most are replaced by the mean")
+    shares = 100 * np.concatenate([[0.0], faithfulness.shares])
+    for name, label in METHOD_LABELS.items():
+        change = (faithfulness.drops[name] + faithfulness.rises[name]) / 2
+        axes.plot(
+            shares,
+            np.concatenate([[0.0], change]),
+            color=_METHOD_COLORS[name],
+            linewidth=1.8 if name == OURS else 1.1,
+            linestyle="-" if name == OURS else "--",
+            label=f"{label} ({faithfulness.aopcr[name]:.3g})",
+        )
+    axes.set_xlabel("replaced values, %")
+    axes.set_ylabel("change")
+    _add_legend(axes)
+
+
 def _plot_attributions(axes: Axes, explanation: Explanation) -> None:
-    """Draws the attributions of y as vertical lines from zero, and those of the channels as curves."""
+    """Draws the attributions of y as vertical lines from zero, and those of channels and covariates as curves."""
     axes.axhline(0.0, color=BASELINE_COLOR, linewidth=0.8)
     axes.vlines(explanation.ds, 0.0, explanation.attribution, color=FORECAST_COLOR, linewidth=1.4, label="y")
-    for index, (name, values) in enumerate(explanation.channels.items()):
-        axes.plot(
-            explanation.ds, values, color=_CHANNEL_COLORS[index % len(_CHANNEL_COLORS)], linewidth=1.0, label=name
-        )
-    if explanation.channels:
+    others = [(name, explanation.ds, values) for name, values in explanation.channels.items()]
+    if explanation.covariates and explanation.future_ds is not None:
+        all_steps = explanation.ds.append(explanation.future_ds)
+        others += [(name, all_steps, values) for name, values in explanation.covariates.items()]
+    for index, (name, timestamps, values) in enumerate(others):
+        axes.plot(timestamps, values, color=_CHANNEL_COLORS[index % len(_CHANNEL_COLORS)], linewidth=1.0, label=name)
+    if others:
         _add_legend(axes)
 
 

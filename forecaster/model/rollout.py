@@ -123,7 +123,10 @@ def start_rollout(model: Regressor, window: Window, *, scale: Scale | None = Non
     zero = torch.zeros(len(values), device=values.device)
     if model.pre_context:
         pre_context = window.slice_steps(slice(model.pre_context)).targets
-        recent = _forward_fill(scale.apply(pre_context, time=-model.pre_context), pre_context.isnan(), zero)
+        missing = pre_context.isnan()
+        recent = _forward_fill(
+            scale.apply(pre_context.masked_fill(missing, 0.0), time=-model.pre_context), missing, zero
+        )
     else:
         recent = zero[:, None].expand(-1, model.lookback)
     state = RolloutState(
@@ -162,7 +165,8 @@ def encode_inputs(model: Regressor, window: Window, rollout_state: RolloutState)
     """Encodes observed values for reading them from a state."""
     values = _target_values(model, window)
     missing = values.isnan()
-    scaled = rollout_state.scale.apply(values, time=rollout_state.time)
+    # Missing values are filled before the scaling too; otherwise the derivative of the scale would be NaN.
+    scaled = rollout_state.scale.apply(values.masked_fill(missing, 0.0), time=rollout_state.time)
     return _encode_scaled(model, scaled.masked_fill(missing, 0.0), missing, window.covariates, rollout_state)
 
 

@@ -146,7 +146,7 @@ def combine_forecasts(
     """
     weights = raw_weights + raw_weights.new_tensor(PRIOR_WEIGHTS)
     seasonal, others = weights[..., :SEASONAL_FORECASTS], weights[..., SEASONAL_FORECASTS:]
-    size = forecasts[..., :SEASONAL_FORECASTS].square().mean(-2, keepdim=True).amax(-1, keepdim=True).sqrt()
+    size = _square_root(forecasts[..., :SEASONAL_FORECASTS].square().mean(-2, keepdim=True).amax(-1, keepdim=True))
     total = seasonal.sum(-1, keepdim=True)
     tied = torch.where(size > MIN_TIED_SIZE, 1 - ((1 - total) * size).tanh() / size.clamp(min=MIN_TIED_SIZE), total)
     seasonal = seasonal + (tied - total) / SEASONAL_FORECASTS
@@ -160,6 +160,12 @@ def _to_units(values: Float[Tensor, "*axes step"], scale: RunningScale) -> Float
 def _compress(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
     """Returns the values, large ones as their square root: a tenth of the time of asinh, for most of the features."""
     return values * (1 + values.abs()).rsqrt()
+
+
+def _square_root(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """Returns the square root, with a derivative of 0 at 0; an infinite one would make explanations NaN."""
+    positive = values > 0
+    return torch.where(positive, values, 1.0).sqrt() * positive
 
 
 def _log_ratio(first: Float[Tensor, "*axes"], second: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
@@ -259,7 +265,7 @@ def _scalars(
         ((sums.high.float() - scale.level) / scale.unit).asinh(),
         sums.missing / sums.steps.clamp(min=1),
         *((season * slope[..., 0]).asinh() for slope in slopes),
-        index_ahead.square().mean(-1).sqrt().log1p(),
+        _square_root(index_ahead.square().mean(-1)).log1p(),
     ]
     drift = scale.level - sums.first_season / sums.steps.clamp(min=1, max=season)
     num_long_changes = (sums.steps - LONG_CHANGE * season).clamp(min=1)
@@ -271,7 +277,7 @@ def _scalars(
         sums.seasonal_change_product / sums.squared_seasonal_change.clamp(min=TINY),
         _log_ratio(long_variance, seasonal_variance) * (sums.steps > LONG_CHANGE * season),
         _log_ratio(seasonal_variance, season * sums.squared_change / (sums.steps - 1).clamp(min=1)),
-        (drift / sums.squared_change.sqrt().clamp(min=TINY)).asinh(),
+        (drift / _square_root(sums.squared_change).clamp(min=TINY)).asinh(),
         _log_ratio(changes[..., :3].abs().mean(-1), mean_change),
     ]
     assert len(scalars) == NUM_SCALARS - 1

@@ -176,7 +176,9 @@ def settle_scale(
 def _scaled_asinh(
     values: Float64[Tensor, "row step"], size: Float64[Tensor, "row optional"]
 ) -> Float64[Tensor, "row step"]:
-    return (values * (ASINH_LIFT / size.masked_fill(size == 0, 1.0))).asinh()
+    missing = values.isnan()  # filled meanwhile; otherwise the derivative of the size would be NaN
+    scaled = values.masked_fill(missing, 0.0) * (ASINH_LIFT / size.masked_fill(size == 0, 1.0))
+    return scaled.asinh().masked_fill(missing, torch.nan)
 
 
 def _mean_and_std(filled: Tensor, observed: Tensor) -> tuple[Float64[Tensor, "row"], Float64[Tensor, "row"]]:

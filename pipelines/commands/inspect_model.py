@@ -46,7 +46,10 @@ def inspect(
     season_options: SeasonOptions = _SEASON_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Explains a forecast: the half-life of the recurrent state, its gates, and the attribution of the forecast to past values.
+    """Explains a forecast: the half-life of the recurrent state, its gates, and the attribution of the forecast to its inputs.
+
+    The attributions are followed by their faithfulness: how much the forecast changes when the values that they rank highest are
+    replaced, beside other rankings.
 
     Parameters
     ----------
@@ -103,7 +106,7 @@ def inspect(
             f"Expected --series with the id of a series in the data; found {series!r}. Use another id.", where="series"
         )
     stretch = None if like is None else _parse_stretch(like, matches[0])
-    explanation = explain(fitted, matches[0], horizon=horizon, steps=steps)
+    explanation = explain(fitted, matches[0], horizon=horizon, steps=steps, faithfulness=True)
     for note in explanation.notes:
         warn(note)
     _print_explanation(explanation)
@@ -194,12 +197,23 @@ def _print_explanation(explanation: Explanation) -> None:
         parts = [*gates, *gate_half_life, f"norm of the state {np.nanmean(layer.norm):.3g}"]
         print(f"{f'layer {number}':14}{', '.join(parts)}")
     print(f"{'forecast':14}{explanation.forecast:.6g}, the mean over {explanation.horizon} steps")
-    print(f"{'baseline':14}{explanation.baseline:.6g}, the same from a history that is zero after scaling")
+    print(
+        f"{'baseline':14}{explanation.baseline:.6g}, the same if every value were the mean, {explanation.reference:.6g}"
+    )
+    print(
+        f"{'integration':14}{explanation.integration_points} gradients; the contributions miss "
+        f"{explanation.completeness_error:.2%} of forecast minus baseline"
+    )
     order = np.argsort(-np.abs(explanation.attribution), kind="stable")[:_MAX_ATTRIBUTIONS]
     for position, index in enumerate(sorted(int(step) for step in order if explanation.attribution[step])):
         heading = "contributions" if position == 0 else ""
         value = f"{explanation.attribution[index]:+.4g}"
         print(f"{heading:14}{value:10} of the value {explanation.y[index]:.6g} at {explanation.ds[index]}")
+    for name, values in {**explanation.channels, **explanation.covariates}.items():
+        print(f"{'':14}{values.sum():<+10.4g} of all values of {name}")
+    if explanation.faithfulness is not None:
+        for position, line in enumerate(explanation.faithfulness.describe()):
+            print(f"{'faithfulness' if position == 0 else '':14}{line}")
     for line in describe_reading(explanation):
         name, _, meaning = line.partition(": ")
         print(f"{'how to read' if name == 'contribution' else '':14}{name}: {meaning}")

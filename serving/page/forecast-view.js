@@ -3,6 +3,7 @@
 import { ForecastChart, formatPercent } from "./chart.js";
 import { byId, createElement, replaceChildren } from "./dom.js";
 import { clearErrors, showError } from "./error-messages.js";
+import { ExplanationView } from "./explanation-view.js";
 import { buildCurl, buildPython, chartToPng, copyToClipboard, download, forecastsToCsv } from "./export.js";
 import { levelsOfInterval } from "./forecast-requests.js";
 import { buildForecastTable } from "./tables.js";
@@ -18,6 +19,7 @@ export class ForecastView {
   constructor(getState) {
     this.getState = getState;
     this.chart = new ForecastChart(byId("chart"));
+    this.explanation = new ExplanationView(getState);
     byId("range").addEventListener("change", () => this.render());
     byId("table-fold").addEventListener("toggle", () => this.renderTable());
     byId("code-fold").addEventListener("toggle", () => this.renderCode());
@@ -31,6 +33,7 @@ export class ForecastView {
     const state = this.getState();
     for (const id of ["result", "table-fold", "code-fold"]) byId(id).hidden = state === null;
     byId("empty").hidden = state !== null;
+    this.explanation.render();
     if (state === null) return;
     const { series, result, notes } = state;
     replaceChildren(byId("result-title"), series.id);

@@ -138,7 +138,10 @@ REQUEST_EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         },
     },
     "/v1/backtest": {"Two origins": {"series": [_HISTORY], "horizon": 3, "windows": 2, "levels": [0.9]}},
-    "/v1/explain": {"One series": {"series": _HISTORY, "horizon": 3}},
+    "/v1/explain": {
+        "One series": {"series": _HISTORY, "horizon": 3},
+        "With faithfulness": {"series": _HISTORY, "horizon": 3, "faithfulness": True},
+    },
     "/v1/actuals": {
         "Three months": {"series": [{"id": "ward 7", "start": "2007-01-01", "freq": "MS", "y": [26, 24, 27]}]}
     },
@@ -192,6 +195,12 @@ RESPONSE_EXAMPLES: Mapping[str, Any] = {
         "forecast": 25.3,
         "baseline": 22.4,
         "gap": 0.0,
+        "covariates": {},
+        "future_ds": ["2007-01-01", "2007-02-01", "2007-03-01"],
+        "reference": 22.4,
+        "completeness_error": 0.0,
+        "integration_points": 106,
+        "faithfulness": None,
         "methods": {"attribution": "integrated gradients (Sundararajan et al. 2017)"},
         "notes": [],
     },

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from forecaster.prediction.predictor import FittedModel
 
 MAX_EXPLAINED_STEPS = 1024
-_ROLLOUTS = 64  # of an explanation, approximately
+_ROLLOUTS, _ROLLOUTS_OF_FAITHFULNESS = 256, 512  # of an explanation, approximately
 OptionalValues = list[float | None]  # null if a value is missing, or the network did not read the step
 
 
@@ -43,6 +43,10 @@ class ExplainRequest(RequestModel):
     )
     steps: int = Field(
         default=256, ge=1, le=MAX_EXPLAINED_STEPS, description="largest number of steps to explain, the latest ones"
+    )
+    faithfulness: bool = Field(
+        default=False,
+        description="whether to measure how faithful the attributions are, with some hundreds of forecasts",
     )
     deadline_ms: int | None = Field(default=None, ge=1, description="as in /v1/forecast")
 
@@ -59,8 +63,28 @@ class LayerExplanation(StrictModel):
     )
 
 
+class FaithfulnessReport(StrictModel):
+    """The area over the perturbation curve of four rankings: integrated_gradients, input_x_gradient, occlusion and random."""
+
+    aopcr: dict[str, float | None] = Field(
+        description="area over the perturbation curve by ranking, in units of the data; the larger, the more faithful"
+    )
+    shares: list[float] = Field(description="shares of the values that are replaced")
+    drops: dict[str, OptionalValues] = Field(
+        description="by ranking, the fall of the forecast when the values that raise it most are replaced, for each share"
+    )
+    rises: dict[str, OptionalValues] = Field(
+        description="by ranking, its rise when the values that lower it most are replaced, for each share"
+    )
+    num_features: int = Field(description="number of values that can be replaced, or of blocks of them")
+    block: int = Field(description="consecutive steps that are replaced together; 1 for up to 512 values")
+
+
 class ExplainResponse(StrictModel):
-    """The latest steps of a history and their effect on the forecast; every list has one entry for each of `ds`."""
+    """The latest steps of a history and their effect on the forecast.
+
+    Every list has one entry for each of `ds`, except those of `covariates`, which continue over `future_ds`.
+    """
 
     model: ModelInfo
     id: str
@@ -77,11 +101,27 @@ class ExplainResponse(StrictModel):
     attribution: OptionalValues = Field(description="contribution of each value to the forecast, in its units")
     channels: dict[str, OptionalValues] = Field(description="attributions of the values of each channel")
     forecast: float | None = Field(description="the network's mean forecast over the horizon")
-    baseline: float | None = Field(description="mean forecast from a history that the model's scaling maps to zeros")
+    baseline: float | None = Field(
+        description="mean forecast if all values were `reference`, and covariates at their mean in the training data"
+    )
     gap: float | None = Field(
         description="forecast minus baseline minus all attributions: the numerical error of the integral"
     )
-    methods: dict[str, str] = Field(description="definitions and sources of half_life, gates and attribution")
+    covariates: dict[str, OptionalValues] = Field(
+        description="attributions of each covariate, at `ds` and then at `future_ds`; calendar features are `calendar hour`"
+    )
+    future_ds: list[str] | list[int] = Field(description="timestamps of the horizon")
+    reference: float | None = Field(
+        description="mean of the explained values, which the attributions compare them with"
+    )
+    completeness_error: float | None = Field(description="size of `gap` relative to forecast minus baseline")
+    integration_points: int = Field(description="number of gradients that were evaluated")
+    faithfulness: FaithfulnessReport | None = Field(
+        description="null unless requested, and if all values are equal; see `methods`"
+    )
+    methods: dict[str, str] = Field(
+        description="definitions and sources of half_life, gates, attribution and faithfulness"
+    )
     notes: list[str] = Field(description="remarks on this explanation")
 
 
@@ -92,7 +132,8 @@ def decode_explain(body: Body, _: str, __: Settings) -> ExplainRequest:
 
 def count_explain_steps(request: ExplainRequest, _: DeployedModel) -> int:
     """Returns the size of the work, in steps; it is never small, because torch evaluates the network many times."""
-    return max(MAX_SHORT_STEPS + 1, _ROLLOUTS * len(request.series.y))
+    rollouts = _ROLLOUTS + _ROLLOUTS_OF_FAITHFULNESS * request.faithfulness
+    return max(MAX_SHORT_STEPS + 1, rollouts * len(request.series.y))
 
 
 def compute_explanation(job: ComputeJob[ExplainRequest]) -> EncodedResponse:
@@ -115,7 +156,9 @@ def compute_explanation(job: ComputeJob[ExplainRequest]) -> EncodedResponse:
         deadline.check()
         from forecaster.explain.attribution import METHODS, explain
 
-        explanation = explain(fitted_model, parsed.series, horizon=horizon, steps=request.steps)
+        explanation = explain(
+            fitted_model, parsed.series, horizon=horizon, steps=request.steps, faithfulness=request.faithfulness
+        )
     except BundleError as error:
         raise ApiError(
             "not_ready",
@@ -123,6 +166,8 @@ def compute_explanation(job: ComputeJob[ExplainRequest]) -> EncodedResponse:
         ) from error
     except ForecasterError as error:
         raise ApiError.from_forecaster_error(error) from error
+    assert explanation.future_ds is not None
+    faithfulness = explanation.faithfulness
     fields: dict[str, Any] = {
         "model": model.info,
         "id": explanation.id,
@@ -137,6 +182,12 @@ def compute_explanation(job: ComputeJob[ExplainRequest]) -> EncodedResponse:
         "forecast": explanation.forecast,
         "baseline": explanation.baseline,
         "gap": explanation.integration_error,
+        "covariates": explanation.covariates,
+        "future_ds": parsed.style.format(explanation.future_ds),
+        "reference": explanation.reference,
+        "completeness_error": explanation.completeness_error,
+        "integration_points": explanation.integration_points,
+        "faithfulness": None if faithfulness is None else faithfulness._asdict(),
         "methods": METHODS,
         "notes": [*parsed.warnings, *explanation.notes],
     }

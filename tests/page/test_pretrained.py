@@ -73,3 +73,16 @@ def test_a_registered_model_shows_neither_the_note_nor_the_season(visit_page: Op
     page = visit_page()
     assert page.is_hidden("#pretrained-note")
     assert page.is_hidden("#season-field")
+
+
+def test_a_forecast_is_explained_once_the_fold_is_open(visit_page: OpenPage, pretrained_url: str) -> None:
+    page = visit_page(pretrained_url)
+    paste_table(page, make_table("MS"))
+    page.wait_for_selector("#run-forecast:not([disabled])")
+    request_forecast(page)
+    with page.expect_request("**/v1/explain") as request:
+        page.click("#why-fold summary")
+    assert (request.value.post_data_json["horizon"], request.value.post_data_json["faithfulness"]) == (18, True)
+    page.wait_for_selector("#why .bar", state="attached", timeout=60_000)  # the first explanation imports torch
+    assert page.locator("#why .bar").count() == 60
+    assert "random orders" in page.inner_text("#why")

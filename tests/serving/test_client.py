@@ -37,6 +37,7 @@ from forecaster.errors import (
     ServiceNotReady,
     Unreachable,
 )
+from forecaster.explain.attribution import explain
 from forecaster.prediction.predictor import Predictor
 from pipelines.cli import main
 from serving.asgi import auth
@@ -44,7 +45,7 @@ from serving.deployment.releases import Release, publish, staging
 from serving.deployment.slot import LoadPredictor, Slot, load_bundle
 from serving.routes import app
 from serving.settings import Settings
-from tests.factories import make_fitted_model, make_spec, make_wave
+from tests.factories import make_fitted_model, make_series, make_spec, make_wave
 from tests.serving.conftest import load_stub, publish_stub
 
 pytestmark = pytest.mark.integration
@@ -130,6 +131,23 @@ def test_the_async_client_gives_the_same_result(slot_folder: Path, start_server:
     with Client(url) as client:
         pd.testing.assert_frame_equal(table, client.forecast(make_frame("a"), 3, levels=[0.5]))
         assert (ready, model["model"]) == (True, client.get_model()["model"])
+
+
+def test_both_clients_return_the_explanation_of_the_library(slot_folder: Path, start_server: StartServer) -> None:
+    predictor, series = publish_random_model(slot_folder), make_series(make_wave(30))
+    url = start_server(load=load_bundle)
+
+    async def request_explanation() -> dict[str, Any]:
+        async with AsyncClient(url) as client:
+            return await client.explain(series, 3)
+
+    with Client(url) as client:
+        explanation = client.explain(series, 3, steps=12, faithfulness=True)
+    expected = explain(predictor.fitted_model, series, horizon=3, steps=12, faithfulness=True)
+    np.testing.assert_allclose(explanation["attribution"], expected.attribution, rtol=1e-4, atol=1e-6)
+    assert expected.faithfulness is not None
+    assert explanation["faithfulness"]["num_features"] == expected.faithfulness.num_features == 12
+    assert asyncio.run(request_explanation())["faithfulness"] is None
 
 
 def test_covariates_static_features_and_channels_are_sent_and_the_forecast_equals_the_library(

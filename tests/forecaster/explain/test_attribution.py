@@ -9,15 +9,18 @@ import pytest
 import torch
 from matplotlib.patches import StepPatch
 
+from forecaster.data.encoding import Encoding
 from forecaster.data.windows import Window
 from forecaster.errors import HistoryTooShort
+from forecaster.explain import integrated_gradients
 from forecaster.explain.attribution import Explanation, explain
 from forecaster.explain.plots import plot_explanation
 from forecaster.explain.trace import compute_influence, trace_layers
-from forecaster.model.regressor import Regressor
+from forecaster.model.regressor import Regressor, build_network
 from forecaster.model.rollout import start_rollout, warm_up
-from forecaster.prediction.predictor import Predictor
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Series
+from forecaster.spec import Spec
 from tests.factories import START, make_fitted_model, make_network, make_series, make_spec, make_wave
 
 SPECS = {
@@ -140,45 +143,114 @@ def test_a_last_value_network_attributes_everything_to_the_last_value() -> None:
         model.network.output.bias.zero_()
     y = make_wave(20)
     explanation = explain(model, make_series(y), steps=12)
-    assert (explanation.forecast, explanation.baseline) == (pytest.approx(y[-1], rel=1e-5), 0.0)
-    np.testing.assert_allclose(explanation.attribution, [*np.zeros(11), y[-1]], atol=1e-5)
+    mean = y[-12:].mean()
+    assert (explanation.forecast, explanation.baseline) == (pytest.approx(y[-1], rel=1e-5), pytest.approx(mean))
+    np.testing.assert_allclose(explanation.attribution, [*np.zeros(11), y[-1] - mean], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"base": "seasonal_naive"},
-        {"lags": [4, 7]},
-        {"scaling": "level_season"},
-        {"scaling": "last", "transform": "log"},
-        {"segment": 4, "decoder": "direct"},
-        {"reads": "history"},
-        {"channels": ["b"]},
-        {"head": {"kind": "gaussian"}},
-    ],
-)
-def test_attributions_add_up_to_the_forecast(fields: dict[str, object]) -> None:
-    model = make_fitted_model(make_spec(**fields))  # type: ignore[arg-type]
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # the output layer of a network with a baseline starts at zero
-        model.network.output.weight.add_(0.3 * torch.randn(model.network.output.weight.shape, generator=generator))
-    y = make_wave(60)
-    y[[50, 55]] = np.nan
-    series = Series("a", START, "h", y, channels={"b": make_wave(60, seed=3)} if "channels" in fields else {})
+RUNNING = {
+    "scaling": "running",
+    "features": "seasonal",
+    "base": "mixture",
+    "segment": 2,
+    "head": {"kind": "quantile"},
+    "network": {"cell": "lstm", "layers": 2, "hidden": 6, "residual": True},
+}
+KINDS: dict[str, dict[str, object]] = {
+    "standard": {},
+    "seasonal naive": {"base": "seasonal_naive"},
+    "lags": {"lags": [4, 7]},
+    "level and season": {"scaling": "level_season"},
+    "log": {"scaling": "last", "transform": "log"},
+    "unscaled": {"scaling": "none"},
+    "segments, direct": {"segment": 4, "decoder": "direct"},
+    "whole history": {"reads": "history"},
+    "channels": {"channels": ["b"]},
+    "covariates": {"covariates": ["price", "promotion"], "calendar": ["hour"], "channels": ["b"]},
+    "gaussian": {"head": {"kind": "gaussian"}},
+    "running, direct": {**RUNNING, "decoder": "direct"},
+    "running, block, whole history": {**RUNNING, "decoder": "block", "block_steps": 6, "reads": "history"},
+    "dilated": {"network": {"cell": "gru", "layers": 2, "hidden": 6, "dilations": [1, 3]}},
+    "three members": {"members": 3},
+}
+ENCODING = Encoding(calendar=("hour",), numeric={"price": (2.0, 0.5)}, categories={"promotion": ("none", "sale")})
+
+
+def make_model(fields: dict[str, object]) -> FittedModel:
+    """Returns a model with random weights of any kind."""
+    defaults = {"name": "small", "context": 16, "horizon": 5, "min_history": 4, "season": 4, "scaling": "standard"}
+    network = {"cell": "gru", "hidden": 6}
+    spec = Spec.parse({**defaults, "network": network, **fields}, where="a test")
+    encoding = ENCODING if "covariates" in fields else Encoding()
+    networks, generator = [], torch.Generator().manual_seed(0)
+    for seed in range(spec.members):
+        built = build_network(spec, seed=seed, num_covariates=encoding.num_covariates).eval().requires_grad_(False)
+        for weight in built.parameters():
+            weight.mul_(1.5)
+        built.output.weight.add_(0.3 * torch.randn(built.output.weight.shape, generator=generator))
+        networks.append(built)
+    return FittedModel(spec, "h", 4, START, encoding, networks[0], other_networks=tuple(networks[1:]))
+
+
+def make_input(fields: dict[str, object], *, steps: int = 60) -> Series:
+    y = make_wave(steps)
+    y[[steps - 10, steps - 5]] = np.nan
+    covariates = {
+        "price": 2 + make_wave(steps + 6, seed=5),
+        "promotion": np.array(["none", "sale", "other"])[np.arange(steps + 6) % 3],
+    }
+    return Series(
+        "a",
+        START,
+        "h",
+        y,
+        covariates=covariates if "covariates" in fields else {},
+        channels={"b": make_wave(steps, seed=3)} if "channels" in fields else {},
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attributions_add_up_to_the_served_forecast(kind: str) -> None:
+    fields = KINDS[kind]
+    model, series = make_model(fields), make_input(fields)
     explanation = explain(model, series, steps=20)
     assert explanation.forecast == pytest.approx(Predictor(model).forecast(series, 5).mean.mean(), rel=1e-4)
-    assert abs(explanation.integration_error) < 0.02 * max(abs(explanation.forecast - explanation.baseline), 1e-3), (
-        "the integral is approximated with 32 points"
+    assert explanation.completeness_error <= 0.01
+    total = sum(
+        map(np.sum, (explanation.attribution, *explanation.channels.values(), *explanation.covariates.values()))
     )
+    change = explanation.forecast - explanation.baseline
+    assert total == pytest.approx(change, abs=0.01 * max(abs(change), 0.01))
     assert len(explanation.attribution) == len(explanation.ds) == len(explanation.y) >= 16
-    assert np.isfinite(explanation.attribution).all()
     assert (explanation.attribution[[-10, -5]] == 0).all(), "missing values have no attribution"
-    assert (
-        np.abs(explanation.attribution).sum() + sum(np.abs(values).sum() for values in explanation.channels.values())
-        > 0
-    )
+    assert np.abs(explanation.attribution).max() > 0
     assert list(explanation.channels) == (["b"] if "channels" in fields else [])
+    assert list(explanation.covariates) == (["calendar hour", "price", "promotion"] if "covariates" in fields else [])
+    for values in explanation.covariates.values():
+        assert len(values) == len(explanation.ds) + 5
+        assert np.abs(values[-5:]).max() > 0, "the covariates of the horizon count"
+
+
+def test_an_unseen_category_and_a_covariate_at_its_mean_contribute_nothing() -> None:
+    fields = KINDS["covariates"]
+    series = make_input(fields)
+    price = np.where(np.arange(66) % 2, series.covariates["price"], 2.0)
+    explanation = explain(
+        make_model(fields), replace(series, covariates={**series.covariates, "price": price}), steps=16
+    )
+    steps = np.arange(60 - 16, 65)
+    is_unseen = steps % 3 == 2
+    assert (explanation.covariates["promotion"][is_unseen] == 0).all()
+    assert (explanation.covariates["promotion"][~is_unseen] != 0).all()
+    assert (explanation.covariates["price"][steps % 2 == 0] == 0).all()
+
+
+def test_a_path_that_cannot_be_integrated_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integrated_gradients, "MAX_POINTS", 0)
+    monkeypatch.setattr(integrated_gradients, "_ORDER", 1)
+    explanation = explain(make_model(KINDS["running, direct"]), make_input({}))
+    assert explanation.completeness_error > 0.01
+    assert any("The attributions miss forecast minus baseline by" in note for note in explanation.notes)
 
 
 def test_steps_before_the_context_have_no_attribution_and_a_short_history_is_explained() -> None:
@@ -191,16 +263,17 @@ def test_steps_before_the_context_have_no_attribution_and_a_short_history_is_exp
     assert np.isfinite(short.layers[0].norm).all()
 
 
-def test_attributions_average_over_members_and_report_a_blend() -> None:
+def test_members_are_explained_by_their_median_and_traced_by_their_mean() -> None:
     spec = make_spec()
     first, second = make_network(spec, seed=1), make_network(spec, seed=2)
-    model = make_fitted_model(spec)
-    explanation = explain(replace(model, network=first, other_networks=(second,)), make_series(make_wave(30)))
-    explanations = [explain(replace(model, network=network), make_series(make_wave(30))) for network in (first, second)]
-    np.testing.assert_allclose(
-        explanation.attribution, (explanations[0].attribution + explanations[1].attribution) / 2, atol=1e-6
-    )
-    assert "2 members" in explanation.notes[0]
+    model, series = make_fitted_model(spec), make_series(make_wave(30))
+    both = explain(replace(model, network=first, other_networks=(second,)), series)
+    alone = [explain(replace(model, network=network), series) for network in (first, second)]
+    np.testing.assert_allclose(both.attribution, (alone[0].attribution + alone[1].attribution) / 2, atol=1e-5)
+    np.testing.assert_allclose(both.layers[0].norm, (alone[0].layers[0].norm + alone[1].layers[0].norm) / 2, rtol=1e-5)
+    assert "2 members" in both.notes[0]
+    same = explain(replace(model, network=second, other_networks=(first, second)), series)
+    np.testing.assert_allclose(same.attribution, alone[1].attribution, atol=1e-5)
 
 
 def test_a_history_that_cannot_be_forecast_cannot_be_explained() -> None:

@@ -41,21 +41,34 @@ def test_an_explanation_equals_the_library_and_conforms_to_the_document(
 ) -> None:
     predictor = publish_random_model(slot_folder, **fields)
     client = make_client(load=load_bundle)
-    response = client.post("/v1/explain", json=explain_request(horizon=3))
+    response = client.post("/v1/explain", json=explain_request(horizon=3, faithfulness=True))
     assert response.status_code == 200, response.text
     explanation, document = response.json(), client.get("/docs.json").json()
     assert schema_violations(explanation, response_schema(document, "post", "/v1/explain", 200), document) == []
     assert all(math.isfinite(number) for number in all_finite_numbers(explanation))
     y = make_wave(40)
     y[35] = np.nan
-    expected = explain(predictor.fitted_model, make_series(y), horizon=3)
+    expected = explain(predictor.fitted_model, make_series(y), horizon=3, faithfulness=True)
     np.testing.assert_allclose(explanation["attribution"], expected.attribution, rtol=1e-4, atol=1e-6)
     assert explanation["half_life"] == pytest.approx(expected.half_life, rel=1e-4)
     assert [set(layer["gates"]) for layer in explanation["layers"]] == [set(layer.gates) for layer in expected.layers]
     assert explanation["y"][-5] is None
     assert explanation["ds"] == [timestamp.isoformat() for timestamp in expected.ds]
-    assert set(explanation["methods"]) == {"half_life", "gates", "attribution"}
+    assert explanation["future_ds"] == [timestamp.isoformat() for timestamp in expected.future_ds]
+    assert explanation["reference"] == pytest.approx(expected.reference)
+    assert explanation["completeness_error"] <= 0.01
+    assert expected.faithfulness is not None
+    assert explanation["faithfulness"]["aopcr"] == pytest.approx(dict(expected.faithfulness.aopcr), rel=1e-3, abs=1e-5)
+    assert len(explanation["faithfulness"]["drops"]["occlusion"]) == len(explanation["faithfulness"]["shares"]) == 10
+    assert set(explanation["methods"]) == {"half_life", "gates", "attribution", "faithfulness"}
     assert response.headers["x-model"] == "small/1"
+
+
+def test_faithfulness_is_measured_on_request_only(slot_folder: Path, make_client: MakeClient) -> None:
+    publish_random_model(slot_folder)
+    response = make_client(load=load_bundle).post("/v1/explain", json=explain_request())
+    assert response.json()["faithfulness"] is None
+    assert len(response.json()["attribution"]) == 16
 
 
 @pytest.mark.parametrize(
