@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from forecaster.bundle.pretrained.base import zero_shot_predictor
 from forecaster.data.profile import build_training_profile
-from forecaster.data.split import hold_out
+from forecaster.data.split import hold_out, sample_panel
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import ForecastFunction, build_baselines
 from forecaster.evaluation.blend_weights import BlendWeights, fit_blend
@@ -143,13 +143,16 @@ def run_test_backtest(
     test_windows: int,
     progress: Progress = NO_PROGRESS,
 ) -> Backtest:
-    """Backtests a trained model, the reference forecasters and the baselines on the last windows."""
+    """Backtests a trained model, the reference forecasters and the baselines on the last windows.
+
+    A panel of very many series is tested on a sample of them (`sample_panel`).
+    """
     spec, season = model.spec, model.season
     pretrained = zero_shot_predictor(model.freq, horizon=spec.horizon, season=season, models=[model])
     baselines = build_baselines(season=season, pretrained=pretrained)
     forecasters = {CHALLENGER: Predictor(model), **reference_forecasters, **baselines}
     return backtest(
-        panel,
+        sample_panel(panel, windows=test_windows),
         forecasters,
         horizon=spec.horizon,
         windows=test_windows,
@@ -182,12 +185,14 @@ def _calibrate_and_blend(
     if not windows:
         return fitted, None
     if spec.blend:
-        model, blend_weights = fit_blend(fitted.model, panel, windows=windows, stride=stride, progress=progress)
+        sample = sample_panel(panel, windows=windows)
+        model, blend_weights = fit_blend(fitted.model, sample, windows=windows, stride=stride, progress=progress)
         _log.info("blend: %s", format_blend_weights(blend_weights.weights))
     else:
         if not spec.training.steps:
             windows, stride = choose_untrained_windows(panel, horizon=spec.horizon)
-        model = calibrate_model(fitted.model, panel, windows=windows, stride=stride, progress=progress)
+        sample = sample_panel(panel, windows=windows)
+        model = calibrate_model(fitted.model, sample, windows=windows, stride=stride, progress=progress)
     return fitted._replace(model=model), blend_weights
 
 

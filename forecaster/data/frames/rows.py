@@ -122,7 +122,7 @@ def sort_rows(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
     is_same_series = code[1:] == code[:-1]
     is_backward = is_same_series & (ticks[1:] < ticks[:-1])
     is_orderly = not is_backward.any() and int((~is_same_series).sum()) + 1 == len(rows.ids)
-    keys = [_natural_key(series_id) for series_id in rows.ids]
+    keys = [natural_key(series_id) for series_id in rows.ids]
     id_order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
     if is_orderly and (id_order == np.arange(len(id_order))).all():
         return rows
@@ -136,7 +136,7 @@ def sort_rows(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
     return ranked.take(order)
 
 
-def _natural_key(series_id: str) -> tuple[list[tuple[int, int, str]], str]:
+def natural_key(series_id: str) -> tuple[list[tuple[int, int, str]], str]:
     """Returns the key that sorts ids by text, with numbers by value: s9 before s10, as files usually have them."""
     parts = _DIGITS.split(series_id)
     return [
