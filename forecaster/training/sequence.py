@@ -181,19 +181,23 @@ def _calibrate_and_blend(
     fitted: FitResult, panel: Panel, spec: Spec, progress: Progress
 ) -> tuple[FitResult, BlendWeights | None]:
     """Calibrates the intervals of the fitted model on the validation windows, and fits the weights of its blend there."""
-    windows, stride, blend_weights = spec.training.valid_windows, spec.training.valid_stride, None
-    if not windows:
+    if not spec.training.valid_windows:
         return fitted, None
-    if spec.blend:
-        sample = sample_panel(panel, windows=windows)
-        model, blend_weights = fit_blend(fitted.model, sample, windows=windows, stride=stride, progress=progress)
-        _log.info("blend: %s", format_blend_weights(blend_weights.weights))
-    else:
-        if not spec.training.steps:
-            windows, stride = choose_untrained_windows(panel, horizon=spec.horizon)
-        sample = sample_panel(panel, windows=windows)
+    windows, stride = _choose_calibration_windows(panel, spec)
+    sample = sample_panel(panel, windows=windows)
+    if not spec.blend:
         model = calibrate_model(fitted.model, sample, windows=windows, stride=stride, progress=progress)
+        return fitted._replace(model=model), None
+    model, blend_weights = fit_blend(fitted.model, sample, windows=windows, stride=stride, progress=progress)
+    _log.info("blend: %s", format_blend_weights(blend_weights.weights))
     return fitted._replace(model=model), blend_weights
+
+
+def _choose_calibration_windows(panel: Panel, spec: Spec) -> tuple[int, int | None]:
+    """Returns the windows on which intervals are calibrated, and the steps between them."""
+    if spec.training.steps or spec.blend:
+        return spec.training.valid_windows, spec.training.valid_stride
+    return choose_untrained_windows(panel, horizon=spec.horizon)
 
 
 def _build_facts(
@@ -210,6 +214,7 @@ def _build_facts(
         "series": len(training_panel.series) - len(fitted.excluded_ids),
         "left_out": len(panel.series) - len(training_panel.series) + len(fitted.excluded_ids),
         "dropped_partial": None if panel.dropped_partial is None else len(panel.dropped_partial),
+        "evaluated_series": _count_evaluated_series(training_panel, fitted.model.spec, result),
         "epochs": fitted.epochs,
         "steps": fitted.steps,
         "validation": fitted.scores,
@@ -221,3 +226,14 @@ def _build_facts(
             training_panel.series, context=fitted.model.spec.context, season=fitted.model.season
         ).model_dump(mode="json"),
     }
+
+
+def _count_evaluated_series(panel: Panel, spec: Spec, result: Backtest | None) -> dict[str, int] | None:
+    """Returns how many series the intervals were calibrated on and the model was tested on; None if these were all."""
+    counts, size = {}, len(panel.series)
+    if spec.training.valid_windows:
+        windows, _ = _choose_calibration_windows(panel, spec)
+        counts["calibration"] = len(sample_panel(panel, windows=windows).series)
+    if result is not None:
+        counts["test"] = len(result.series) + len(result.excluded_ids)
+    return counts if any(count < size for count in counts.values()) else None
