@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -108,6 +108,7 @@ def build_window(
     )
 
 
+@runtime_checkable
 class ExampleSource(Protocol):
     """The values of all series, of which examples are gathered: a `PanelTensor`, or the windows of a panel on disk."""
 

@@ -71,36 +71,35 @@ def read_parquet_panel(
         InputError: The rows of a series are not together, or the file is not Parquet; or a subclass, as `to_panel`.
         MissingPackage: pyarrow is not installed.
     """
-    writer = TapeWriter(folder, static=source.static, channels=source.channels)
     freq = None if source.freq is None else normalize_frequency(source.freq, where="freq")
     repairs: list[str] = []
     num_rows = 0
-    for frame in _iterate_parts(source, rows_per_part):
-        num_rows += len(frame)
-        try:
-            part = to_panel(
-                frame,
-                freq=freq,
-                columns=source.columns,
-                zone=source.zone,
-                static=source.static,
-                channels=source.channels,
+    with TapeWriter(folder, static=source.static, channels=source.channels) as writer:
+        for frame in _iterate_parts(source, rows_per_part):
+            num_rows += len(frame)
+            try:
+                part = _to_panel(frame, source, freq)
+            except NoData as error:  # another part may have values
+                repairs.append(error.message)
+                continue
+            freq = freq or part.freq
+            repairs += part.repairs
+            _validate_new_ids(part, writer, source)
+            writer.append(part.series)
+            progress.update(num_rows, f"{writer.num_series} series")
+        if freq is None or not writer.num_series:
+            raise NoData(
+                f"Expected at least one observed value in {source.path}; found none in {num_rows} rows. Send a history.",
+                where=str(source.path),
             )
-        except NoData as error:  # another part may have values
-            repairs.append(error.message)
-            continue
-        freq = freq or part.freq
-        repairs += part.repairs
-        _validate_new_ids(part, writer, source)
-        writer.append(part.series)
-        progress.update(num_rows, f"{writer.num_series} series")
-    if freq is None or not writer.num_series:
-        raise NoData(
-            f"Expected at least one observed value in {source.path}; found none in {num_rows} rows. Send a history.",
-            where=str(source.path),
-        )
-    name = canonical_frequency(freq, writer.first_timestamps)
-    return Panel(writer.finish(freq=name), name, tuple(_summarize_repairs(repairs)))
+        name = canonical_frequency(freq, writer.first_timestamps)
+        return Panel(writer.finish(freq=name), name, tuple(_summarize_repairs(repairs)))
+
+
+def _to_panel(frame: pd.DataFrame, source: ParquetSource, freq: str | None) -> Panel:
+    return to_panel(
+        frame, freq=freq, columns=source.columns, zone=source.zone, static=source.static, channels=source.channels
+    )
 
 
 def count_rows(source: ParquetSource) -> int:

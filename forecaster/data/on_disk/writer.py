@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Self
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,8 @@ _BYTES_PER_VALUE = 8
 class TapeWriter:
     """Writes series into nameless files, which the system deletes when the last map of them is gone, also after a kill.
 
+    It is a context manager, which closes the files; their maps stay valid.
+
     Args:
         folder: The folder of the files.
         static, channels: The columns that every series has.
@@ -39,6 +41,13 @@ class TapeWriter:
         self._ids: dict[str, None] = {}
         self._lengths: list[int] = []
         self._first_timestamps: list[Timestamps] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._values, *self._channels.values()):
+            file.close()
 
     def find_known_id(self, ids: Iterable[str]) -> str | None:
         """Returns the first of these ids that has been written; None if there is none."""
@@ -125,9 +134,7 @@ def _explain_full_disk(folder: Path) -> Iterator[None]:
 
 def _map(file: IO[bytes]) -> MappedColumn:
     file.flush()
-    column = MappedColumn.from_file(file.fileno())
-    file.close()
-    return column
+    return MappedColumn.from_file(file.fileno())
 
 
 def _to_bytes(values: Sequence[Float64[np.ndarray, "_"]]) -> memoryview:
