@@ -3,9 +3,9 @@
     python benchmarks/scale/training.py                          10,000 and 100,000 series, on disk and in memory
     python benchmarks/scale/training.py --series 1000000 --memory-series   one million series, on disk only
 
-Every size runs in processes of its own, one at a time: one generates a Parquet file, one trains from it by a panel on disk, one by
-a panel in memory. The training processes may have 8 GiB of data (RLIMIT_DATA: heap and private writable maps). Anonymous memory
-(RssAnon) is sampled 20 times a second; pages of files do not count, because the system takes them back when it needs them.
+Every size runs in processes of its own, one at a time: one generates a Parquet file, one trains from it by a panel on disk, one
+by a panel in memory. The training processes may have 8 GiB of data (RLIMIT_DATA: heap and private writable maps). Anonymous
+memory (RssAnon) is sampled 20 times a second; pages of files do not count, because the system takes them back when it needs them.
 Measured sizes are kept in benchmarks/results/training_scale.json, so that sizes can be added. Writes
 benchmarks/results/training_scale.md.
 """
@@ -22,8 +22,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,16 +56,17 @@ SPEC = Spec.parse(
     },
     where="the benchmark",
 )
-STAGES = ("reading", "last periods", "fit", "calibration", "test", "facts")
+STAGES = ("libraries", "reading", "last periods", "fit", "calibration", "test", "facts")
 STATUS_FILE = Path("/proc/self/status")
 
 
 class Measurement(NamedTuple):
-    """A training of one size: seconds and peak of anonymous memory (GiB) by stage, GiB on disk, and what it computed."""
+    """A training of one size: wall and CPU seconds and the peak of anonymous memory (GiB) by stage, and what it computed."""
 
     series: int
     place: str
     seconds: dict[str, float]
+    cpu: dict[str, float]
     peaks: dict[str, float]
     parquet: float
     mase: float
@@ -138,35 +137,39 @@ class StageSampler(Progress):
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.cpu: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
-        self._stage, self._started = "", time.perf_counter()
+        self._open("libraries")
         threading.Thread(target=self._sample, daemon=True).start()
 
     def begin(self, name: str, total: int | None = None) -> None:
         """A stage begins."""
-        self._stage, self._started = name, time.perf_counter()
+        self._close()
+        self._open(name)
 
     def end(self, *, failed: bool = False) -> None:
         """A stage ends; what follows it belongs to the stage `facts`."""
         self._close()
-        self._stage, self._started = "facts", time.perf_counter()
+        self._open("facts")
 
-    @contextmanager
-    def measure_rest(self) -> Iterator[None]:
-        """Counts what is in no phase of the block as the stage `facts`."""
-        self._stage, self._started = "facts", time.perf_counter()
-        yield
-        self._close()
+    def _open(self, stage: str) -> None:
+        self._stage, self._started = stage, (time.perf_counter(), time.process_time())
 
     def _close(self) -> None:
-        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + time.perf_counter() - self._started
+        now = time.perf_counter(), time.process_time()
+        for times, ended, started in zip((self.seconds, self.cpu), now, self._started, strict=True):
+            times[self._stage] = times.get(self._stage, 0.0) + ended - started
+        self._read_peak()
+        print(f"{self._stage}: {self.seconds[self._stage]:.1f} s", file=sys.stderr, flush=True)
 
     def _sample(self) -> None:
         while True:
-            text = STATUS_FILE.read_text()
-            anonymous = int(text.partition("RssAnon:")[2].split()[0]) * 1024 / GIB
-            self.peaks[self._stage] = max(self.peaks.get(self._stage, 0.0), anonymous)
+            self._read_peak()
             time.sleep(0.05)
+
+    def _read_peak(self) -> None:
+        anonymous = int(STATUS_FILE.read_text().partition("RssAnon:")[2].split()[0]) * 1024 / GIB
+        self.peaks[self._stage] = max(self.peaks.get(self._stage, 0.0), anonymous)
 
 
 def measure(path: Path, series: int, *, place: str) -> Measurement:
@@ -178,8 +181,8 @@ def measure(path: Path, series: int, *, place: str) -> Measurement:
         panel = _read(path, place)
     with sampler.phase("last periods"):
         find_partial_periods(panel)
-    with sampler.measure_rest():
-        trained = train_model(panel, SPEC, accelerator="cpu", facts={"data": "generated"}, progress=sampler)
+    trained = train_model(panel, SPEC, accelerator="cpu", facts={"data": "generated"}, progress=sampler)
+    sampler.end()
     weights = hashlib.sha256(
         b"".join(value.numpy().tobytes() for value in trained.model.network.state_dict().values())
     ).hexdigest()
@@ -188,6 +191,7 @@ def measure(path: Path, series: int, *, place: str) -> Measurement:
         series,
         place,
         sampler.seconds,
+        sampler.cpu,
         sampler.peaks,
         path.stat().st_size / GIB,
         facts["backtest"]["challenger"]["mase"],
@@ -212,7 +216,7 @@ def format_report(measured: list[Measurement]) -> str:
         return f"| {name} | {' | '.join('-' if value is None else pattern.format(value) for value in values)} |"
 
     peaks = [row(stage, [item.peaks.get(stage) for item in ordered]) for stage in STAGES]
-    seconds = [row(stage, [item.seconds.get(stage) for item in ordered], "{:.1f}") for stage in STAGES]
+    seconds = [row(stage, [item.cpu.get(stage) for item in ordered], "{:.1f}") for stage in STAGES]
     values = [item.series * POINTS_PER_SERIES * 8 / GIB for item in ordered]
     evaluated = [
         f"{item.sampled.get('calibration', item.series):,} and {item.sampled.get('test', item.series):,}"
@@ -227,17 +231,18 @@ def format_report(measured: list[Measurement]) -> str:
             f"{SPEC.training.seed}, CPU, one thread, torch {torch.__version__}, on a machine that other work shared. A process "
             f"per column, with RLIMIT_DATA at {LIMIT_GIB} GiB; no cgroup limited the pages of files.",
             "",
-            "Peak of anonymous memory (RssAnon), GiB; the libraries alone take about 0.3:",
+            "Peak of anonymous memory (RssAnon), GiB; the first row is the process before it reads anything:",
             "",
             *header,
             *peaks,
             row("**whole training**", [max(item.peaks.values()) for item in ordered]),
             "",
-            "Seconds:",
+            "CPU seconds, which other work disturbs less than the clock:",
             "",
             *header,
             *seconds,
-            row("**whole training**", [sum(item.seconds.values()) for item in ordered], "{:.1f}"),
+            row("**whole training**", [sum(item.cpu.values()) for item in ordered], "{:.1f}"),
+            row("by the clock", [sum(item.seconds.values()) for item in ordered], "{:.1f}"),
             "",
             "Disk, GiB, and results:",
             "",
