@@ -26,7 +26,7 @@ from forecaster.training.advice import advise_on_test
 from forecaster.training.datamodule import split_panel
 from forecaster.training.fit import FitResult, fit, refit
 from forecaster.training.lightning import Logger, pl
-from forecaster.training.model_card import compute_reliable_horizon, replace_nonfinite
+from forecaster.training.model_card import compute_reliable_horizon, describe_sample, replace_nonfinite
 
 _log = logging.getLogger(__name__)
 
@@ -130,6 +130,8 @@ def train_model(
             progress=progress,
         )
     training_facts = _build_facts(panel, training_panel, fitted, result, blend_weights)
+    if training_facts["evaluated_series"]:
+        progress.report(describe_sample(training_facts["evaluated_series"], training_facts["series"]))
     model = replace(model, facts={**model.facts, **(facts or {}), **training_facts})  # the fit has recorded facts too
     advice = None if result is None else advise_on_test(result, fitted)
     return TrainedModel(model, fitted, result, seconds, advice)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ ROWS_PER_PART = 1 << 20
 """Rows that are converted together; a series that has more is converted whole."""
 _ROWS_PER_BATCH = 1 << 16
 _MAX_REPAIRS = 5  # messages that are listed
+_MAX_REASON = 200  # characters of the message of pyarrow
 
 
 class ParquetSource(NamedTuple):
@@ -109,24 +111,23 @@ def count_rows(source: ParquetSource) -> int:
 
 def _iterate_parts(source: ParquetSource, rows_per_part: int) -> Iterator[pd.DataFrame]:
     """Yields the rows in parts that end where a series ends."""
-    dataset, names = _open_dataset(source), source.columns
     arrow: Any = import_module("pyarrow")
-    batches = dataset.to_batches(
-        columns=source.listed_columns, batch_size=_ROWS_PER_BATCH, batch_readahead=1, fragment_readahead=1
-    )
     pending: list[Any] = []
-    for batch in batches:
-        pending.append(batch)
-        if sum(item.num_rows for item in pending) < rows_per_part:
-            continue
-        table = arrow.Table.from_batches(pending)
-        boundary = _find_last_change(table[names.unique_id])
-        if boundary:
-            yield table.slice(0, boundary).to_pandas()
-        pending = table.slice(boundary).to_batches()
-    table = arrow.Table.from_batches(pending) if pending else None
-    if table is not None and table.num_rows:
-        yield table.to_pandas()
+    with _explain_unreadable(source):
+        for batch in _open_dataset(source).to_batches(
+            columns=source.listed_columns, batch_size=_ROWS_PER_BATCH, batch_readahead=1, fragment_readahead=1
+        ):
+            pending.append(batch)
+            if sum(item.num_rows for item in pending) < rows_per_part:
+                continue
+            table = arrow.Table.from_batches(pending)
+            boundary = _find_last_change(table[source.columns.unique_id])
+            if boundary:
+                yield table.slice(0, boundary).to_pandas(ignore_metadata=True)
+            pending = table.slice(boundary).to_batches()
+        table = arrow.Table.from_batches(pending) if pending else None
+        if table is not None and table.num_rows:
+            yield table.to_pandas(ignore_metadata=True)
 
 
 def _find_last_change(ids: Any) -> int:
@@ -138,6 +139,7 @@ def _find_last_change(ids: Any) -> int:
 
 
 def _open_dataset(source: ParquetSource) -> Any:
+    """Opens the files; parts of folder names are text, so that 007 is an id as it is."""
     require_package("pyarrow", purpose="Parquet")
     arrow: Any = import_module("pyarrow")
     datasets: Any = import_module("pyarrow.dataset")
@@ -146,16 +148,13 @@ def _open_dataset(source: ParquetSource) -> Any:
             f"Expected a Parquet file or a folder of Parquet files at {source.path}; there is nothing. Correct the path.",
             where=str(source.path),
         )
-    try:
+    with _explain_unreadable(source):
         dataset = datasets.dataset(source.path, format="parquet", partitioning="hive")
-        num_files = len(dataset.files)
-    except (arrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"Expected Parquet files in {source.path}; found one that cannot be read ({' '.join(str(error).split())[:200]}). "
-            "Keep only Parquet files there; a panel on disk is read from no other format.",
-            where=str(source.path),
-        ) from error
-    if not num_files:
+        fragment = next(dataset.get_fragments(), None)
+        if fragment is not None and (keys := datasets.get_partition_keys(fragment.partition_expression)):
+            as_text = datasets.partitioning(arrow.schema([(name, arrow.string()) for name in keys]), flavor="hive")
+            dataset = datasets.dataset(source.path, format="parquet", partitioning=as_text)
+    if not dataset.files:
         raise NoData(
             f"Expected Parquet files in {source.path}; the folder has none. Add files.", where=str(source.path)
         )
@@ -165,6 +164,21 @@ def _open_dataset(source: ParquetSource) -> Any:
         optional=[*source.static, *source.channels],
     )
     return dataset
+
+
+@contextmanager
+def _explain_unreadable(source: ParquetSource) -> Iterator[None]:
+    """Translates the errors of pyarrow; raises InputError."""
+    arrow: Any = import_module("pyarrow")
+    try:
+        yield
+    except (arrow.ArrowException, OSError) as error:
+        raise InputError(
+            f"Expected Parquet files with the same columns in {source.path}; found one that cannot be read "
+            f"({' '.join(str(error).split())[:_MAX_REASON]}). Keep only such files there; a panel on disk is read from no other "
+            "format.",
+            where=str(source.path),
+        ) from error
 
 
 def _validate_new_ids(part: Panel, writer: TapeWriter, source: ParquetSource) -> None:

@@ -25,6 +25,7 @@ from forecaster.errors import (
     IrregularStamps,
     MissingColumn,
     NoData,
+    NotANumber,
     SourceNotFound,
 )
 from forecaster.series import Panel, Series
@@ -67,6 +68,7 @@ def test_a_panel_on_disk_has_the_series_of_the_panel_in_memory(tmp_path: Path) -
 
 def test_the_order_and_the_partition_of_the_files_do_not_matter(tmp_path: Path) -> None:
     frame = make_frame()
+    frame["unique_id"] = frame["unique_id"].str.replace("s", "00")
     for name, rows in reversed(list(frame.groupby("unique_id"))):
         folder = tmp_path / "data" / f"unique_id={name}"
         folder.mkdir(parents=True)
@@ -103,10 +105,13 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NoData, match="folder has none"):
         read(tmp_path / "empty", tmp_path)
     (tmp_path / "data.csv").write_text("unique_id,ds,y\na,2024-01-01,1\n")
-    with pytest.raises(InputError, match="Expected Parquet files"):
+    with pytest.raises(InputError, match=r"Expected Parquet files .* no other format"):
         read(tmp_path / "data.csv", tmp_path)
     make_frame().drop(columns="price").to_parquet(tmp_path / "data.parquet")
     with pytest.raises(MissingColumn, match="price"):
+        read(tmp_path / "data.parquet", tmp_path)
+    make_frame().assign(y="much").to_parquet(tmp_path / "data.parquet")
+    with pytest.raises(NotANumber, match="much"):
         read(tmp_path / "data.parquet", tmp_path)
     make_frame().assign(y=np.nan).to_parquet(tmp_path / "data.parquet")
     with pytest.raises(NoData, match="Expected at least one observed value"):
