@@ -14,6 +14,7 @@ from forecaster.data.encoding import Encoding
 from forecaster.data.on_disk.tape import TapeSeries
 from forecaster.data.windows import Example, Window
 from forecaster.errors import CovariateUnknown
+from forecaster.frequency.timestamps import timestamps_to_int64
 from forecaster.shapes import Bool, Float, Float64, Int
 
 _MAX_CALENDAR_BYTES = 1 << 27  # of encoded calendars that are kept
@@ -33,7 +34,7 @@ class CalendarColumns(NamedTuple):
     @classmethod
     def from_series(cls, series: TapeSeries, encoding: Encoding) -> CalendarColumns:
         """Returns the calendar of series of a tape; it is encoded for the longest series of each first timestamp."""
-        _, codes = np.unique(series.tape.first_timestamps[series.rows], return_inverse=True)
+        _, codes = np.unique(timestamps_to_int64(series.tape.first_timestamps)[series.rows], return_inverse=True)
         by_length = np.argsort(series.lengths, kind="stable")
         longest = np.zeros(codes.max() + 1, dtype=np.int64)
         longest[codes[by_length]] = by_length  # the last one stays

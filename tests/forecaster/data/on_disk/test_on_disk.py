@@ -143,7 +143,7 @@ def test_a_cut_panel_stays_on_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recent", [0.0, 2.0])
 def test_the_examples_are_those_of_the_tensor(tmp_path: Path, recent: float) -> None:
-    make_frame().to_parquet(tmp_path / "data.parquet")
+    make_frame(zone="Europe/Berlin").to_parquet(tmp_path / "data.parquet")
     panel = hold_out(read(tmp_path / "data.parquet", tmp_path), 4).history
     encoding = fit_encoding(panel, calendar=("weekday:2",), covariates=(), static=STATIC)
     scales = torch.arange(2.0 * len(panel.series), dtype=torch.float64).reshape(-1, 2)
