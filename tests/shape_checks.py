@@ -28,6 +28,8 @@ MODULES_WITH_RECORDS = [
     "forecaster.data.frames.grid",
     "forecaster.data.frames.timestamps",
     "forecaster.data.partial_periods",
+    "forecaster.data.on_disk.windows",
+    "forecaster.data.split",
     "forecaster.data.windows",
     "forecaster.engines.engine",
     "forecaster.evaluation.sequential_test",

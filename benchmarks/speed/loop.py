@@ -184,7 +184,7 @@ def _fit(panel: Panel, spec: Spec, *, checkpoint: Path | None = None) -> None:
 
 def _network_and_feed(panel: Panel, steps: int, *, at_once: int) -> tuple[Regressor, EpochBatches]:
     network = build_network(classical_spec(steps), seed=0)
-    anchors = CutoffIndex.from_panel_tensor(
+    anchors = CutoffIndex.from_source(
         PanelTensor.from_series(panel.series, context=CONTEXT, horizon=network.block), min_history=CONTEXT
     )
     return network, EpochBatches(

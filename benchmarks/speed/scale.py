@@ -121,7 +121,7 @@ def measure_stages(series: int, *, threads: int) -> dict[str, dict[str, float]]:
             encoding=EMPTY_ENCODING,
         )
     with timed("panel tensor and cutoffs"):
-        CutoffIndex.from_panel_tensor(
+        CutoffIndex.from_source(
             PanelTensor.from_series(split.history.series, context=SPEC.context, horizon=1, encoding=EMPTY_ENCODING),
             min_history=SPEC.min_steps,
         )

@@ -149,7 +149,8 @@ class Forecaster:
         """Tries the variants of the preset, fits and calibrates the best, and tests it beside baselines; see `report`.
 
         Args:
-            df: The data.
+            df: The data; or the path of a Parquet file, or of a folder of such files, for data larger than the memory: the values
+                stay in a file in the folder of temporary files (see docs/data.md, "Larger than memory").
             test_windows: Rolling origins that are held out from the fit to test the model; 0 fits on all data without a test.
             progress: Whether to show the progress, or what receives it.
         Raises:
@@ -163,9 +164,12 @@ class Forecaster:
             )
         require_training()
         options, receiver = self._options, _open_progress(progress)
-        panel, style, _ = DataReader(options).read(df, warn_partial=True)
+        reader = DataReader(options)
+        is_path = isinstance(df, (str, os.PathLike))
+        panel, style, _ = reader.read_files(Path(df)) if is_path else reader.read(df, warn_partial=True)
         spec = choose_spec(panel, options, test_windows=test_windows, progress=receiver).spec
-        trained = fit_spec(panel, spec, options, test_windows=test_windows, data_name="data frame", progress=receiver)
+        data_name = Path(df).name if is_path else "data frame"
+        trained = fit_spec(panel, spec, options, test_windows=test_windows, data_name=data_name, progress=receiver)
         self._predictor, self._style = Predictor(trained.model, clock=_read_clock), style
         self._histories = recode_panel(panel, trained.model.spec.head.vocabulary)
         self._pretrained, self._address = None, None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -16,6 +18,7 @@ from forecaster.data.frames.future import append_future
 from forecaster.data.frames.other_columns import describe_ignored_columns, keep_values
 from forecaster.data.frames.panel import to_frame, to_panel
 from forecaster.data.frames.rows import ColumnNames
+from forecaster.data.on_disk.parquet import ParquetSource, read_parquet_panel
 from forecaster.data.partial_periods import check_partial_periods
 from forecaster.errors import FrequencyUnknown, InputError
 from forecaster.frequency.timestamps import normalize_frequency
@@ -74,6 +77,23 @@ class DataReader(NamedTuple):
         frame = read_frame(df, self.options.columns, extra_columns=extra_columns)
         return self._to_panel(frame, future, warn_partial=warn_partial)
 
+    def read_files(self, path: Path) -> PanelInput:
+        """Reads Parquet files into a panel on disk, in the folder of temporary files; repairs give a `DataWarning`."""
+        options, columns = self.options, self.columns
+        for name, is_given in {"covariates": bool(columns["covariates"]), "drop_partial": options.drop_partial}.items():
+            if is_given:
+                raise InputError(
+                    f"Expected no `{name}` with the path of Parquet files; found it set. Leave it out, or read a data frame.",
+                    where=name,
+                )
+        source = ParquetSource(
+            path, options.freq, options.columns, options.zone, static=columns["static"], channels=columns["channels"]
+        )
+        panel = read_parquet_panel(source, folder=Path(gettempdir()))
+        panel = self._check_partial_periods(panel)
+        warn_about_data(panel.repairs)
+        return PanelInput(panel, FrameStyle(options.columns))
+
     def _read_values(self, df: Any, future: Any) -> PanelInput:
         """Reads ids, timestamps and values; one warning names all other columns, also those of future covariates."""
         options = self.options
@@ -104,13 +124,18 @@ class DataReader(NamedTuple):
                 raise
             panel = self._validate_rows(rows, self.model.freq)
         if warn_partial or self.options.drop_partial:
-            panel, messages = check_partial_periods(panel, now=datetime.now(UTC), drop=self.options.drop_partial)
-            warn_about_data(
-                f"{message}. Values of incomplete periods make forecasts wrong; `drop_partial=True` treats them as missing"
-                for message in messages
-            )
+            panel = self._check_partial_periods(panel)
         warn_about_data(panel.repairs)
         return PanelInput(panel, frame.style)
+
+    def _check_partial_periods(self, panel: Panel) -> Panel:
+        """Warns about incomplete last periods, or treats their values as missing."""
+        panel, messages = check_partial_periods(panel, now=datetime.now(UTC), drop=self.options.drop_partial)
+        warn_about_data(
+            f"{message}. Values of incomplete periods make forecasts wrong; `drop_partial=True` treats them as missing"
+            for message in messages
+        )
+        return panel
 
     def _validate_rows(self, rows: pd.DataFrame, freq: Any) -> Panel:
         return to_panel(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from forecaster.data.calendar import default_horizon, default_season
+from forecaster.data.on_disk.tape import count_steps
 from forecaster.frequency.timestamps import Timestamp
 from forecaster.series import Panel
 
@@ -39,7 +40,7 @@ class PanelSummary(NamedTuple):
 def summarize_panel(panel: Panel) -> PanelSummary:
     """Summarizes a panel; every series needs at least one observed value."""
     panel_series = panel.series
-    lengths = np.array([len(series) for series in panel_series])
+    lengths = count_steps(panel_series)
     median = int(np.median(lengths))
     starts: list[Any] = [series.start for series in panel_series]  # all integers, or all datetimes
     zone = getattr(starts[0], "tz", None)
@@ -71,5 +72,5 @@ def summarize_panel(panel: Panel) -> PanelSummary:
 
 def describe_size(panel: Panel) -> str:
     """Describes the size of a panel in a few words."""
-    steps = sum(map(len, panel.series))
+    steps = int(count_steps(panel.series).sum())
     return f"{len(panel.series)} series, {steps} steps"

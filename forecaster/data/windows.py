@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -108,6 +108,36 @@ def build_window(
     )
 
 
+@runtime_checkable
+class ExampleSource(Protocol):
+    """The values of all series, of which examples are gathered: a `PanelTensor`, or the windows of a panel on disk."""
+
+    @property
+    def starts(self) -> Int[Tensor, "series"]:
+        """The position of each series' first value."""
+
+    @property
+    def lengths(self) -> Int[Tensor, "series"]:
+        """The number of values of each series."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the examples."""
+
+    def to(self, device: str | torch.device, /) -> Self:
+        """Returns the source for a training on a device."""
+
+    def extract_examples(
+        self,
+        positions: Int[Tensor, "row"],
+        *,
+        context: int,
+        horizon: int,
+        series_indices: Int[Tensor, "row"],
+    ) -> Example:
+        """Gathers the examples of series whose first future value is at `positions`."""
+
+
 class PanelTensor(NamedTuple):
     """All series concatenated in one tensor, with gaps of NaN between them, so that no example overlaps a neighbouring series.
 
@@ -174,7 +204,12 @@ class PanelTensor(NamedTuple):
             channels=channel_values,
         )
 
-    def to(self, device: str | torch.device) -> PanelTensor:
+    @property
+    def device(self) -> torch.device:
+        """The device of the tensors."""
+        return self.values.device
+
+    def to(self, device: str | torch.device, /) -> PanelTensor:
         """Returns the panel tensor on a device."""
         return PanelTensor(*(None if field is None else field.to(device) for field in self))  # type: ignore[arg-type]
 
@@ -211,18 +246,19 @@ class CutoffIndex:
     cumulative numbers of cutoffs per series.
     """
 
-    panel_tensor: PanelTensor
+    source: ExampleSource
     min_history: int
     cumulative_counts: Int[Tensor, "series_indices"]
 
     @classmethod
-    def from_panel_tensor(cls, panel_tensor: PanelTensor, *, min_history: int) -> CutoffIndex:
-        """Returns the cutoffs of all series of a panel tensor."""
-        return cls(panel_tensor, min_history, torch.cumsum((panel_tensor.lengths - min_history).clamp(min=0), 0))
+    def from_source(cls, source: ExampleSource, *, min_history: int) -> CutoffIndex:
+        """Returns the cutoffs of all series of a source."""
+        return cls(source, min_history, torch.cumsum((source.lengths - min_history).clamp(min=0), 0))
 
     def to(self, device: torch.device) -> CutoffIndex:
-        """Returns the index and its panel tensor on a device."""
-        return CutoffIndex(self.panel_tensor.to(device), self.min_history, self.cumulative_counts.to(device))
+        """Returns the index and its source for a training on a device; the index is where the examples are."""
+        source = self.source.to(device)
+        return CutoffIndex(source, self.min_history, self.cumulative_counts.to(source.device))
 
     def __len__(self) -> int:
         return int(self.cumulative_counts[-1]) if len(self.cumulative_counts) else 0
@@ -232,11 +268,11 @@ class CutoffIndex:
         return torch.searchsorted(self.cumulative_counts, indices, right=True)
 
     def positions(self, indices: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-        """Returns the position in the panel tensor of each cutoff index."""
+        """Returns the position in the source of each cutoff index."""
         series = self.series_indices(indices)
-        count = (self.panel_tensor.lengths[series] - self.min_history).clamp(min=0)
+        count = (self.source.lengths[series] - self.min_history).clamp(min=0)
         offset = indices - (self.cumulative_counts[series] - count)
-        return self.panel_tensor.starts[series] + self.min_history + offset
+        return self.source.starts[series] + self.min_history + offset
 
     def sample(
         self, count: int, generator: torch.Generator, *, recent: float = 0.0, horizon: int = 1
@@ -284,16 +320,16 @@ class EpochBatches:
         return -(-self.num_batches // self.batches_per_chunk)
 
     def __iter__(self) -> Iterator[Example]:
-        panel_tensor = self.cutoffs.panel_tensor
+        source = self.cutoffs.source
         generator = torch.Generator().manual_seed(derive_epoch_seed(self.seed, self.epoch))
         count = self.num_batches * self.batch_size
         indices = self.cutoffs.sample(count, generator, recent=self.recent, horizon=self.horizon)
         indices = indices.reshape(-1, self.batch_size)[:, self.share :: self.num_shares].flatten().contiguous()
         chunk_size = self.batches_per_chunk * self.batch_size // self.num_shares
-        indices = indices.to(panel_tensor.values.device)
+        indices = indices.to(source.device)
         for first in range(0, len(indices), chunk_size):
             chunk = indices[first : first + chunk_size]
-            yield panel_tensor.extract_examples(
+            yield source.extract_examples(
                 self.cutoffs.positions(chunk),
                 context=self.context,
                 horizon=self.horizon,

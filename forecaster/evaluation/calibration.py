@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from forecaster.data.batching import take_last
+from forecaster.data.on_disk.tape import count_steps
 from forecaster.engines.statistical.blend import list_statistical_components
 from forecaster.evaluation.backtest import Backtest, BacktestQuantileArray, backtest
 from forecaster.intervals.conformal import calibrate
@@ -73,7 +74,7 @@ def choose_untrained_windows(panel: Panel, *, horizon: int) -> tuple[int, int]:
     All its errors are those of unseen data, so half of the median history can be used: windows half a horizon apart, at most
     `_MAX_WINDOWS` of them.
     """
-    span = int(np.median([len(item) for item in panel.series])) // 2 - horizon
+    span = int(np.median(count_steps(panel.series))) // 2 - horizon
     stride = max(1, horizon // 2)
     return min(_MAX_WINDOWS, 1 + max(0, span) // stride), stride
 

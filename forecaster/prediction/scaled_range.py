@@ -20,6 +20,7 @@ SCALED_RANGE_FACT = "scaled_range"  # among the facts of a bundle; absent from t
 ASINH_LIFT, LOG_WIDTH = 10.0, 0.1  # as in forecaster.model.scaling
 TOLERANCE = 0.25  # of either bound: a history may be so much further from zero than the training data
 _MAX_BATCH_VALUES = 1 << 20
+_SERIES_AT_ONCE = 10_000  # whose windows are listed together
 
 
 class ScaledRange(NamedTuple):
@@ -42,14 +43,29 @@ def learn_scaled_range(panel: Panel, spec: Spec, *, season: int) -> ScaledRange 
     """
     if spec.scaling == "running" or spec.head.is_symbolic:
         return None
+    ranges = [
+        _find_extremes(panel.series[first : first + _SERIES_AT_ONCE], spec, season=season)
+        for first in range(0, len(panel.series), _SERIES_AT_ONCE)
+    ]
+    low, high = (np.array([getattr(part, name) for part in ranges]) for name in ScaledRange._fields)
+    is_observed = np.isfinite(low)
+    return ScaledRange(float(low[is_observed].min()), float(high[is_observed].max())) if is_observed.any() else None
+
+
+def _find_extremes(series: Sequence[Series], spec: Spec, *, season: int) -> ScaledRange:
+    """Returns the range over the windows of some series, without windows that have none; NaN if no window has one."""
     windows = [
         window
-        for series in panel.series
-        for window in ([series.y] if spec.reads == "history" else _split_windows(series.y, spec.context))
+        for item in series
+        for window in ([item.y] if spec.reads == "history" else _split_windows(item.y, spec.context))
     ]
     ranges = np.array(compute_scaled_ranges(windows, spec, season=season)).reshape(-1, 2)
     observed = ranges[np.isfinite(ranges).all(axis=1)]
-    return ScaledRange(float(observed[:, 0].min()), float(observed[:, 1].max())) if len(observed) else None
+    return (
+        ScaledRange(float(observed[:, 0].min()), float(observed[:, 1].max()))
+        if len(observed)
+        else ScaledRange(np.nan, np.nan)
+    )
 
 
 def read_scaled_range(facts: dict[str, Any]) -> ScaledRange | None:

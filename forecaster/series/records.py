@@ -147,7 +147,12 @@ class Panel:
     @property
     def cutoff(self) -> Timestamp:
         """The last timestamp of any series."""
-        ends: list[Any] = [series.end for series in self.series]  # all integers, or all datetimes
+        longest: dict[Any, Series] = {}  # by first timestamp and its zone, of which there are usually few
+        for series in self.series:
+            key = series.start, getattr(series.start, "tz", None)
+            if key not in longest or len(series) > len(longest[key]):
+                longest[key] = series
+        ends: list[Any] = [series.end for series in longest.values()]  # all integers, or all datetimes
         latest: Timestamp = max(ends)
         return latest
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from forecaster.bundle.pretrained.specification import base_spec
 from forecaster.data.calendar import default_season
+from forecaster.data.on_disk.tape import count_steps
 from forecaster.series import Panel
 from forecaster.spec import Spec
 
@@ -37,14 +38,14 @@ def build_base_variants(panel: Panel, preset: Spec) -> list[Spec]:
     """
     season = preset.season or default_season(panel.freq)
     whole = base_spec(season, horizon=preset.horizon)
-    segments = max(1, min(whole.context, max(map(len, panel.series)) - preset.horizon) // whole.segment)
+    lengths = count_steps(panel.series)
+    segments = max(1, min(whole.context, int(lengths.max()) - preset.horizon) // whole.segment)
     validation = {name: getattr(preset.training, name) for name in ("valid_windows", "valid_stride")}
     origins = min(_MAX_ORIGINS, segments)
     untrained = _build_variant(season, preset, training={"initial": "base", "steps": 0, **validation})
-    if sum(map(len, panel.series)) < _MIN_STEPS:
+    if lengths.sum() < _MIN_STEPS:
         return [untrained]
-    lengths = [len(item) for item in panel.series]
-    is_long = sum(lengths) >= _MIN_LONG_STEPS and float(np.median(lengths)) >= _MIN_LONG_LENGTH
+    is_long = bool(lengths.sum() >= _MIN_LONG_STEPS) and float(np.median(lengths)) >= _MIN_LONG_LENGTH
     trainings = [_FINE_TUNING, _LONG_FINE_TUNING] if is_long else [_FINE_TUNING]
     return [
         untrained,

@@ -1,4 +1,4 @@
-"""Lightning's data: one panel tensor on the device, sliced by index. No samples in Python, no worker processes."""
+"""Lightning's data: one panel tensor on the device, or a panel on disk, sliced by index. No worker processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 from forecaster.data.batching import stack_channels
 from forecaster.data.calendar import validate_calendar_features
 from forecaster.data.encoding import Encoding
-from forecaster.data.split import PanelSplit, hold_out
+from forecaster.data.on_disk.tape import TapeSeries
+from forecaster.data.on_disk.windows import TapeWindows
+from forecaster.data.split import PanelSplit, hold_out, sample_evenly
 from forecaster.data.windows import CutoffIndex, EpochBatches, PanelTensor
 from forecaster.errors import BadSpec, HistoryTooShort, NoData
 from forecaster.evaluation.validation import (
@@ -59,7 +61,7 @@ class WindowDataModule(pl.LightningDataModule):
         self.validation_batches: Sequence[ValidationBatch] = []
         self.validation_series: Sequence[Series] = []
         if windows:
-            self.validation_series = validation_series = _subsample_evenly(
+            self.validation_series = validation_series = sample_evenly(
                 split.full.series, limit=max(1, MAX_VALIDATION_ORIGINS // windows)
             )
             self.validation_batches = build_validation_batches(
@@ -75,25 +77,24 @@ class WindowDataModule(pl.LightningDataModule):
             )
         if validation is not None:
             self.validation_batches = build_sequence_batches(
-                _subsample_evenly(validation.series, limit=MAX_VALIDATION_ORIGINS),
+                sample_evenly(validation.series, limit=MAX_VALIDATION_ORIGINS),
                 context=network.pre_context + network.segment,
                 num_symbols=network.num_symbols,
                 encoding=encoding,
             )
         if spec.head.is_symbolic:
             _check_known_targets(self.validation_batches)
-        panel_tensor = PanelTensor.from_series(
-            split.history.series,
-            context=self.context,
-            horizon=self.future_steps,
-            encoding=encoding,
-            channels=spec.channels,
+        self._cutoffs = CutoffIndex.from_source(
+            _build_source(
+                split.history.series,
+                spec,
+                encoding,
+                context=self.context,
+                future_steps=self.future_steps,
+                season=season,
+            ),
+            min_history=spec.min_steps,
         )
-        if spec.training.weighting == "seasonal_error":
-            panel_tensor = panel_tensor._replace(
-                error_scales=_seasonal_errors(split.history.series, spec.channels, season=season)
-            )
-        self._cutoffs = CutoffIndex.from_panel_tensor(panel_tensor, min_history=spec.min_steps)
         values = (
             spec.members
             * spec.training.batch
@@ -132,6 +133,22 @@ class WindowDataModule(pl.LightningDataModule):
         return ValidationLoader(self.validation_batches)
 
 
+def _build_source(
+    series: Sequence[Series], spec: Spec, encoding: Encoding, *, context: int, future_steps: int, season: int
+) -> PanelTensor | TapeWindows:
+    """Returns the source of the training examples: a tensor with all series, or the windows of a panel on disk."""
+    source = (
+        TapeWindows.from_series(series, encoding=encoding, channels=spec.channels)
+        if isinstance(series, TapeSeries)
+        else PanelTensor.from_series(
+            series, context=context, horizon=future_steps, encoding=encoding, channels=spec.channels
+        )
+    )
+    if spec.training.weighting != "seasonal_error":
+        return source
+    return source._replace(error_scales=_seasonal_errors(series, spec.channels, season=season))
+
+
 def split_panel(panel: Panel, spec: Spec) -> PanelSplit:
     """Splits a panel into the part to train on and the part held out for validation.
 
@@ -146,7 +163,7 @@ def split_panel(panel: Panel, spec: Spec) -> PanelSplit:
             "Expected an observed value to train on; no series has one before the steps held out for validation. "
             "Provide a history with observations."
         )
-    for series in split.full.series:
+    for series in split.full.series if spec.channels else ():
         _check_channels(series, spec)
     return split
 
@@ -177,16 +194,11 @@ def _check_known_targets(batches: Sequence[ValidationBatch]) -> None:
 def _seasonal_errors(
     series: Sequence[Series], channels: Sequence[str], *, season: int
 ) -> Float64[torch.Tensor, "series target"]:
-    targets = [[item.y, *stack_channels(item, channels).T] for item in series]
-    return torch.tensor(
-        [[compute_error_scale(y, season=season) for y in values] for values in targets], dtype=torch.float64
-    )
-
-
-def _subsample_evenly(series: Sequence[Series], *, limit: int) -> Sequence[Series]:
-    if len(series) <= limit:
-        return series
-    return [series[index * len(series) // limit] for index in range(limit)]
+    scales = torch.empty((len(series), 1 + len(channels)), dtype=torch.float64)
+    for row, item in enumerate(series):
+        for target, y in enumerate([item.y, *stack_channels(item, channels).T]):
+            scales[row, target] = compute_error_scale(y, season=season)
+    return scales
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ def render_model_card(model: FittedModel) -> str:
         ]
     else:
         lines.append("Not tested: the model was trained on all data.")
+    if facts.get("evaluated_series"):
+        lines += ["", describe_sample(facts["evaluated_series"], facts["series"])]
     lines += [
         "",
         "## Limits",
@@ -107,6 +109,13 @@ def _describe_network(spec: Spec) -> str:
 
 def _count(number: int, unit: str) -> str:
     return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
+
+
+def describe_sample(counts: Mapping[str, int], num_series: int) -> str:
+    """Describes in a sentence on how many series a model of very many series was calibrated and tested."""
+    verbs = {"calibration": "intervals calibrated on", "test": "the scores measured on"}
+    parts = " and ".join(f"{verbs[name]} {count}" for name, count in counts.items())
+    return f"Evenly chosen series stand for all: {parts} of the {num_series} series."
 
 
 def _describe_partial_periods(count: int | None) -> str:

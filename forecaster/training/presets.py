@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from forecaster.data.calendar import default_season
+from forecaster.data.on_disk.tape import count_steps
 from forecaster.errors import BadSpec
 from forecaster.frequency.timestamps import is_integer_frequency
 from forecaster.series import Panel
@@ -84,9 +85,9 @@ def build_candidate_specs(
     chosen = _PRESET_OF_SEASON.get(cycle, "hourly") if preset is None else parse_preset(preset)
     if chosen == "classic":
         return [_build_classic_spec(horizon, name, given_season)]
-    lengths = [len(item) for item in panel.series]
+    lengths = count_steps(panel.series)
     # Of the median series and of the longest: shorter histories are padded, and long ones benefit from a longer context.
-    typical_steps, max_steps = (max(2, int(length) - 2 * horizon) for length in (np.median(lengths), max(lengths)))
+    typical_steps, max_steps = (max(2, int(length) - 2 * horizon) for length in (np.median(lengths), lengths.max()))
     shared_training = {
         **_SHARED_TRAINING,
         **choose_validation_fields(
@@ -125,7 +126,7 @@ def with_validation_windows(spec: Spec, panel: Panel) -> Spec:
     training = spec.training
     if training.valid_windows >= _MIN_VALIDATION_WINDOWS:
         return spec
-    length, season = int(np.median([len(item) for item in panel.series])), _find_cycle(panel, spec.season)
+    length, season = int(np.median(count_steps(panel.series))), _find_cycle(panel, spec.season)
     fields = choose_validation_fields(length, training.valid_windows, horizon=spec.horizon, season=season)
     if fields["valid_windows"] <= training.valid_windows:
         return spec

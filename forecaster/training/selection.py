@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forecaster.data.on_disk.tape import count_steps
 from forecaster.data.split import hold_out
 from forecaster.errors import BadSpec, HistoryTooShort, NonFiniteLoss
 from forecaster.evaluation.one_standard_error import (
@@ -101,7 +102,7 @@ def select_spec(
         history, specs = build(horizon, test_windows)
     except HistoryTooShort as error:
         longest, longest_untested = (
-            _find_longest_horizon(partial(build, test_windows=windows), limit=max(map(len, panel.series)))
+            _find_longest_horizon(partial(build, test_windows=windows), limit=int(count_steps(panel.series).max()))
             for windows in (test_windows, 0)
         )
         untested = f", or {longest_untested} without test windows" if longest_untested > longest else ""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from forecaster.bundle.pretrained.base import zero_shot_predictor
 from forecaster.data.profile import build_training_profile
-from forecaster.data.split import hold_out
+from forecaster.data.split import hold_out, sample_panel
 from forecaster.data.symbols import SYMBOL_SCORES_FACT, settle_vocabulary
 from forecaster.engines.statistical.blend import NETWORK, format_blend_weights, require_packages
 from forecaster.evaluation.backtest import Backtest, backtest
@@ -28,7 +28,7 @@ from forecaster.training.advice import advise_on_test
 from forecaster.training.datamodule import split_panel
 from forecaster.training.fit import FitResult, fit, refit
 from forecaster.training.lightning import Logger, pl
-from forecaster.training.model_card import compute_reliable_horizon, replace_nonfinite
+from forecaster.training.model_card import compute_reliable_horizon, describe_sample, replace_nonfinite
 
 _log = logging.getLogger(__name__)
 
@@ -152,6 +152,8 @@ def train_model(
         training_facts[SYMBOL_SCORES_FACT] = {
             name: replace_nonfinite(symbol_test.scores(name)) for name in symbol_test.predictions
         }
+    if training_facts["evaluated_series"]:
+        progress.report(describe_sample(training_facts["evaluated_series"], training_facts["series"]))
     model = replace(model, facts={**model.facts, **(facts or {}), **training_facts})  # the fit has recorded facts too
     advice = None if result is None else advise_on_test(result, fitted)
     return TrainedModel(model, fitted, result, seconds, advice, symbol_test)
@@ -165,13 +167,16 @@ def run_test_backtest(
     test_windows: int,
     progress: Progress = NO_PROGRESS,
 ) -> Backtest:
-    """Backtests a trained model, the reference forecasters and the baselines on the last windows."""
+    """Backtests a trained model, the reference forecasters and the baselines on the last windows.
+
+    A panel of very many series is tested on a sample of them (`sample_panel`).
+    """
     spec, season = model.spec, model.season
     pretrained = zero_shot_predictor(model.freq, horizon=spec.horizon, season=season, models=[model])
     baselines = build_baselines(season=season, pretrained=pretrained)
     forecasters = {CHALLENGER: Predictor(model), **reference_forecasters, **baselines}
     return backtest(
-        panel,
+        sample_panel(panel, windows=test_windows),
         forecasters,
         horizon=spec.horizon,
         windows=test_windows,
@@ -206,17 +211,23 @@ def _calibrate_and_blend(
     fitted: FitResult, panel: Panel, spec: Spec, progress: Progress
 ) -> tuple[FitResult, BlendWeights | None]:
     """Calibrates the intervals of the fitted model on the validation windows, and fits the weights of its blend there."""
-    windows, stride, blend_weights = spec.training.valid_windows, spec.training.valid_stride, None
-    if not windows or spec.head.is_symbolic:
+    if not spec.training.valid_windows or spec.head.is_symbolic:
         return fitted, None
-    if spec.blend:
-        model, blend_weights = fit_blend(fitted.model, panel, windows=windows, stride=stride, progress=progress)
-        _log.info("blend: %s", format_blend_weights(blend_weights.weights))
-    else:
-        if not spec.training.steps:
-            windows, stride = choose_untrained_windows(panel, horizon=spec.horizon)
-        model = calibrate_model(fitted.model, panel, windows=windows, stride=stride, progress=progress)
+    windows, stride = _choose_calibration_windows(panel, spec)
+    sample = sample_panel(panel, windows=windows)
+    if not spec.blend:
+        model = calibrate_model(fitted.model, sample, windows=windows, stride=stride, progress=progress)
+        return fitted._replace(model=model), None
+    model, blend_weights = fit_blend(fitted.model, sample, windows=windows, stride=stride, progress=progress)
+    _log.info("blend: %s", format_blend_weights(blend_weights.weights))
     return fitted._replace(model=model), blend_weights
+
+
+def _choose_calibration_windows(panel: Panel, spec: Spec) -> tuple[int, int | None]:
+    """Returns the windows on which intervals are calibrated, and the steps between them."""
+    if spec.training.steps or spec.blend:
+        return spec.training.valid_windows, spec.training.valid_stride
+    return choose_untrained_windows(panel, horizon=spec.horizon)
 
 
 def _build_facts(
@@ -234,6 +245,7 @@ def _build_facts(
         "series": len(training_panel.series) - len(fitted.excluded_ids),
         "left_out": len(panel.series) - len(training_panel.series) + len(fitted.excluded_ids),
         "dropped_partial": None if panel.dropped_partial is None else len(panel.dropped_partial),
+        "evaluated_series": _count_evaluated_series(training_panel, fitted.model.spec, result),
         "epochs": fitted.epochs,
         "steps": fitted.steps,
         "validation": fitted.scores,
@@ -247,3 +259,14 @@ def _build_facts(
             training_panel.series, context=fitted.model.spec.context, season=fitted.model.season
         ).model_dump(mode="json"),
     }
+
+
+def _count_evaluated_series(panel: Panel, spec: Spec, result: Backtest | None) -> dict[str, int] | None:
+    """Returns how many series the intervals were calibrated on and the model was tested on; None if these were all."""
+    counts, size = {}, len(panel.series)
+    if spec.training.valid_windows:
+        windows, _ = _choose_calibration_windows(panel, spec)
+        counts["calibration"] = len(sample_panel(panel, windows=windows).series)
+    if result is not None:
+        counts["test"] = len(result.series) + len(result.excluded_ids)
+    return counts if any(count < size for count in counts.values()) else None

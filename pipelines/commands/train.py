@@ -39,6 +39,7 @@ def train(
     start_from: str | None = None,
     seed: int | None = None,
     test_windows: int = 1,
+    on_disk: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
@@ -58,10 +59,14 @@ def train(
         Seed; overrides the specification.
     test_windows
         Rolling origins that are held out from the fit to test the model; 0 trains on all data.
+    on_disk
+        Keep the values in a file in the root rather than in memory, for data larger than the memory: DATA is then a Parquet
+        file, or a folder of Parquet files in which the rows of each series are together. The weights are the same.
     """
     from forecaster.bundle import artifact
     from forecaster.progress.display import create_display
     from pipelines.sources import read_panel
+    from pipelines.sources.on_disk import read_panel_on_disk
     from pipelines.training import train as training
 
     progress = create_display()
@@ -77,7 +82,11 @@ def train(
     device_options.validate(allow_several=True)
     spec = spec_options.read_spec(seed=seed, fallback=None if initial is None else initial.spec)
     now = datetime.now(UTC)
-    panel = read_panel(source.for_spec(spec), now=now, progress=progress)
+    panel = (
+        read_panel_on_disk(source.for_spec(spec), folder=root.path, progress=progress)
+        if on_disk
+        else read_panel(source.for_spec(spec), now=now, progress=progress)
+    )
     warn_about_partial_periods(panel, now=now)
     with spec_options.select_spec(
         spec,

@@ -123,8 +123,8 @@ def test_no_training_example_overlaps_the_validation_steps(windows: int) -> None
     held_out = windows * spec.horizon
     panel = make_panel(change_from(make_wave(50), 50 - held_out), change_from(make_wave(31), 31 - held_out))
     cutoffs = WindowDataModule(panel, spec, make_network(spec), EMPTY_ENCODING, season=4)._cutoffs
-    assert not (cutoffs.panel_tensor.values.abs() > SENTINEL / 1e6).any()
-    examples = cutoffs.panel_tensor.extract_examples(
+    assert not (cutoffs.source.values.abs() > SENTINEL / 1e6).any()
+    examples = cutoffs.source.extract_examples(
         cutoffs.positions(torch.arange(len(cutoffs))), context=spec.context, horizon=1
     )
     assert not examples.future.isnan().any()
@@ -134,7 +134,7 @@ def test_no_training_example_overlaps_the_validation_steps(windows: int) -> None
 
 def test_a_feed_yields_only_examples_of_its_anchors() -> None:
     tensor = PanelTensor.from_series([make_series(make_wave(20))], context=6, horizon=1)
-    cutoffs = CutoffIndex.from_panel_tensor(tensor, min_history=3)
+    cutoffs = CutoffIndex.from_source(tensor, min_history=3)
     expected = set(make_wave(20)[3:].tolist())
     values = {
         value

@@ -36,14 +36,14 @@ def enumerate_examples(series: list[Series], *, context: int, min_history: int) 
 def test_the_anchors_are_all_possible_cuts_in_order(lengths: list[int], context: int, min_history: int) -> None:
     assume(min_history <= context)
     series = make_numbered_series(lengths)
-    cutoffs = CutoffIndex.from_panel_tensor(
+    cutoffs = CutoffIndex.from_source(
         PanelTensor.from_series(series, context=context, horizon=1), min_history=min_history
     )
     expected = enumerate_examples(series, context=context, min_history=min_history)
     assert len(cutoffs) == len(expected)
     if not expected:
         return
-    window, future, *_ = cutoffs.panel_tensor.extract_examples(
+    window, future, *_ = cutoffs.source.extract_examples(
         cutoffs.positions(torch.arange(len(cutoffs))), context=context, horizon=1
     )
     np.testing.assert_array_equal(window.values.numpy(), [values for values, _ in expected])
@@ -56,7 +56,7 @@ def test_a_feed_draws_existing_examples_and_the_requested_number(
     lengths: list[int], batch: int, steps: int, seed: int
 ) -> None:
     series, context, min_history = make_numbered_series(lengths), 4, 2
-    cutoffs = CutoffIndex.from_panel_tensor(
+    cutoffs = CutoffIndex.from_source(
         PanelTensor.from_series(series, context=context, horizon=1), min_history=min_history
     )
     assume(len(cutoffs))
@@ -71,7 +71,7 @@ def test_a_feed_draws_existing_examples_and_the_requested_number(
 
 
 def test_a_feed_is_determined_by_its_seed_and_epoch() -> None:
-    cutoffs = CutoffIndex.from_panel_tensor(
+    cutoffs = CutoffIndex.from_source(
         PanelTensor.from_series(make_numbered_series([50, 40]), context=4, horizon=1), min_history=2
     )
 
@@ -89,7 +89,7 @@ def test_a_feed_is_determined_by_its_seed_and_epoch() -> None:
 
 
 def test_every_anchor_is_drawn_with_about_equal_frequency() -> None:
-    cutoffs = CutoffIndex.from_panel_tensor(
+    cutoffs = CutoffIndex.from_source(
         PanelTensor.from_series(make_numbered_series([3, 12, 1, 7]), context=4, horizon=1), min_history=2
     )
     [example] = EpochBatches(cutoffs, 4, 1, 16_000, 1, 0, 0)
@@ -117,6 +117,6 @@ def test_batched_histories_are_their_last_values_left_padded(lengths: list[int],
 
 def test_a_tape_on_a_device_has_equal_content() -> None:
     tensor = PanelTensor.from_series(make_numbered_series([3, 4]), context=2, horizon=1)
-    moved = CutoffIndex.from_panel_tensor(tensor, min_history=1).to(torch.device("cpu"))
-    np.testing.assert_array_equal(moved.panel_tensor.values, tensor.values)
-    assert moved.panel_tensor.lengths.tolist() == [3, 4]
+    moved = CutoffIndex.from_source(tensor, min_history=1).to(torch.device("cpu"))
+    np.testing.assert_array_equal(moved.source.values, tensor.values)
+    assert moved.source.lengths.tolist() == [3, 4]

@@ -140,7 +140,7 @@ def order_ids(ids: Iterable[str]) -> Int[np.ndarray, "series"]:
     ids = list(ids)
     if _have_digits_at_the_same_places(ids):  # the order of the texts is then that of their numbers
         return np.argsort(np.array(ids), kind="stable")
-    keys = [_natural_key(series_id) for series_id in ids]
+    keys = [natural_key(series_id) for series_id in ids]
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
 
 
@@ -154,7 +154,7 @@ def _have_digits_at_the_same_places(ids: Sequence[str]) -> bool:
     return bool((is_digit == is_digit[0]).all())
 
 
-def _natural_key(series_id: str) -> tuple[list[tuple[int, int, str]], str]:
+def natural_key(series_id: str) -> tuple[list[tuple[int, int, str]], str]:
     """Returns the key that sorts ids by text, with numbers by value: s9 before s10, as files usually have them."""
     parts = _DIGITS.split(series_id)
     return [

@@ -248,7 +248,7 @@ def test_an_example_has_the_channels_of_its_own_steps_only() -> None:
     assert example.window.channels[0, :5].isnan().all()
     np.testing.assert_array_equal(example.window.channels[0, 5:], channels[:3])
     np.testing.assert_array_equal(example.future, np.stack([second.y[3:5], *channels[3:5].T]))
-    assert len(CutoffIndex.from_panel_tensor(panel_tensor, min_history=4)) == 2 * 26
+    assert len(CutoffIndex.from_source(panel_tensor, min_history=4)) == 2 * 26
 
 
 def test_no_training_example_contains_channels_of_validation_steps() -> None:
@@ -258,8 +258,8 @@ def test_no_training_example_contains_channels_of_validation_steps() -> None:
         [change_channel(make_series_with_channels(steps=50), "heat", slice(50 - held_out_steps, None), HUGE_VALUE)], "h"
     )
     data_module = WindowDataModule(panel, spec, make_network(spec), EMPTY_ENCODING, season=4)
-    assert data_module._cutoffs.panel_tensor.channels is not None
-    assert not (data_module._cutoffs.panel_tensor.channels.abs() > HUGE_VALUE / 1e6).any()
+    assert data_module._cutoffs.source.channels is not None
+    assert not (data_module._cutoffs.source.channels.abs() > HUGE_VALUE / 1e6).any()
 
 
 # Scoring

@@ -186,7 +186,7 @@ def test_batches_prepared_together_equal_batches_prepared_singly() -> None:
         panel_tensor = PanelTensor.from_series(
             make_panel(gappy, make_wave(20)).series, context=network.pre_context + 16, horizon=network.block
         )
-        cutoffs = CutoffIndex.from_panel_tensor(panel_tensor, min_history=4)
+        cutoffs = CutoffIndex.from_source(panel_tensor, min_history=4)
         size = {"context": network.pre_context + 16, "horizon": network.block, "batch_size": 8, "seed": 0, "epoch": 0}
         [combined] = EpochBatches(cutoffs, **size, num_batches=3, batches_per_chunk=3)
         for batch, example in zip(

@@ -135,7 +135,7 @@ def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
 
 def make_cutoff_index(*lengths: int, min_history: int = 4) -> CutoffIndex:
     series = [make_series(make_wave(length, seed=index), name=str(index)) for index, length in enumerate(lengths)]
-    return CutoffIndex.from_panel_tensor(PanelTensor.from_series(series, context=8, horizon=6), min_history=min_history)
+    return CutoffIndex.from_source(PanelTensor.from_series(series, context=8, horizon=6), min_history=min_history)
 
 
 def test_recent_windows_are_sampled_near_the_end_of_every_series() -> None:
@@ -146,7 +146,7 @@ def test_recent_windows_are_sampled_near_the_end_of_every_series() -> None:
     assert torch.bincount(series, minlength=4).div(len(series)).tolist() == pytest.approx(
         [1 / 3, 1 / 3, 0, 1 / 3], abs=0.02
     )
-    distances = (cutoffs.panel_tensor.starts + cutoffs.panel_tensor.lengths)[series] - positions
+    distances = (cutoffs.source.starts + cutoffs.source.lengths)[series] - positions
     for row in (0, 3):  # long series: a horizon plus an exponential with a mean of two horizons
         series_distances = distances[series == row].double()
         assert series_distances.min() == 6

@@ -9,7 +9,7 @@ import pytest
 from forecaster.data.frames import grid
 from forecaster.data.frames.columns import parse_ids
 from forecaster.data.frames.panel import to_panel
-from forecaster.data.frames.rows import _natural_key, order_ids
+from forecaster.data.frames.rows import natural_key, order_ids
 from forecaster.series import Series
 from tests.forecaster.data.frames.long_frames import BERLIN, FREQUENCIES, make_timestamps
 
@@ -19,7 +19,7 @@ ALWAYS_FAST = {"us", "15min", "h", "36h", "D", "3D", "B", "W-SUN", "MS", "2ME", 
 def read_slowly(frame: pd.DataFrame, freq: str) -> list[Series]:
     """Reads one series after another: sorted, without rows that repeat, on the grid from its first to its last timestamp."""
     series = []
-    for series_id in sorted(frame["unique_id"].unique(), key=_natural_key):
+    for series_id in sorted(frame["unique_id"].unique(), key=natural_key):
         rows = frame[frame["unique_id"] == series_id].drop_duplicates().set_index("ds")["y"].sort_index()
         if rows.notna().any():
             steps = pd.date_range(rows.index[0], rows.index[-1], freq=freq)
@@ -95,4 +95,4 @@ def test_ids_are_numbered_in_order_of_appearance(kind: str) -> None:
     "ids", [["s2", "s1"], ["s10", "s9"], ["a1b2", "a1b1", "a0b9"], ["1a", "a1"], ["é1", "e2"], ["x"]]
 )
 def test_ids_with_digits_at_the_same_places_have_their_natural_order(ids: list[str]) -> None:
-    assert [ids[index] for index in order_ids(ids)] == sorted(ids, key=_natural_key)
+    assert [ids[index] for index in order_ids(ids)] == sorted(ids, key=natural_key)

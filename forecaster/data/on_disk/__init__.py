@@ -1,0 +1,1 @@
+"""Panels on disk, for trainings on more data than the memory holds."""
