@@ -241,8 +241,8 @@ class Spec(_FrozenModel):
     base: BaselineKind = Field(default="zero", description="baseline forecast that the network corrects")
     scaling: Scaling = Field(
         default="standard",
-        description="unit and level in which the network reads a history, measured on that history alone; running: at every step, on "
-        "the past of that step",
+        description="unit and level in which the network reads a history, measured on that history alone; running: at every "
+        "step, on the past of that step",
     )
     transform: Transform = Field(
         default="none",

@@ -13,8 +13,8 @@ def build_page() -> str:
     fields = ((f"`{field.name}`", field.kind, finish_sentence(field.description)) for field in list_fields(Manifest))
     return render_page(
         "Bundle files",
-        "A bundle is a fitted model as a folder of JSON and safetensors, without pickles. Files are verified by digest before they are "
-        "parsed, and the loaded model by a replay of its golden requests. `forecaster verify BUNDLE` does both "
+        "A bundle is a fitted model as a folder of JSON and safetensors, without pickles. Files are verified by digest before "
+        "they are parsed, and the loaded model by a replay of its golden requests. `forecaster verify BUNDLE` does both "
         "([decision 5](../decisions/0005-a-bundle-and-the-served-folder.md)).",
         take_table(files.__doc__),
         "## Fields of the manifest",

@@ -25,6 +25,18 @@ from pipelines import cli
 _TYPE_NAMES: dict[Any, str] = {str: "text", int: "integer", float: "number", Path: "path", bool: "flag"}
 
 
+class OptionGroup(NamedTuple):
+    """Options that several commands share, which are the fields of one class."""
+
+    name: str
+    summary: str
+
+    @property
+    def title(self) -> str:
+        """The name of the class as words: `Data options`."""
+        return re.sub(r"(?<!^)(?=[A-Z])", " ", self.name).capitalize()
+
+
 class Option(NamedTuple):
     """An argument or an option of a command.
 
@@ -34,7 +46,7 @@ class Option(NamedTuple):
         default: The default as inline code; empty if there is none.
         help: What it does.
         environment: The environment variables that are read if it is not given.
-        group: The name of the class of options that several commands share; empty if it belongs to this command alone.
+        group: The shared options to which it belongs; None if it belongs to this command alone.
     """
 
     names: tuple[str, ...]
@@ -42,7 +54,7 @@ class Option(NamedTuple):
     default: str
     help: str
     environment: tuple[str, ...]
-    group: str
+    group: OptionGroup | None
 
 
 class Command(NamedTuple):
@@ -61,8 +73,8 @@ class Command(NamedTuple):
     options: tuple[Option, ...]
 
     @property
-    def groups(self) -> tuple[str, ...]:
-        """The classes of shared options, in the order of their first option."""
+    def groups(self) -> tuple[OptionGroup, ...]:
+        """The shared options that it takes, in the order of their first option."""
         return tuple(dict.fromkeys(option.group for option in self.options if option.group))
 
 
@@ -90,10 +102,10 @@ def _describe_command(app: App, path: str) -> Command:
 
 
 def _list_options(app: App) -> Iterator[Option]:
-    group = ""
+    group: OptionGroup | None = None
     for argument in app.assemble_argument_collection(parse_docstring=True):
         if argument.names == ("*",):
-            group = getattr(argument.hint, "__name__", "")
+            group = OptionGroup(argument.hint.__name__, finish_sentence(take_first_paragraph(argument.hint.__doc__)))
             continue
         info, parameter = argument.field_info, argument.parameter
         by_position = argument.index is not None
@@ -105,7 +117,7 @@ def _list_options(app: App) -> Iterator[Option]:
             default=_format_default(info.default),
             help=join_lines(parameter.help or ""),
             environment=tuple(parameter.env_var or ()),
-            group=group if argument.keys else "",
+            group=group if argument.keys else None,
         )
 
 
@@ -147,7 +159,7 @@ def build_page() -> str:
         *(part for command in commands for part in _render_command(command)),
         "## Shared options",
         "Several commands take the same groups of options.",
-        *(part for name in sorted(shared) for part in _render_group(name, commands)),
+        *(part for group in sorted(shared) for part in _render_group(group, commands)),
     ]
     return render_page("Command line reference", *parts)
 
@@ -176,9 +188,7 @@ def _render_command(command: Command) -> Iterator[str]:
     yield "```text\n" + " ".join(["forecaster", command.path, *arguments, "[OPTIONS]"]) + "\n```"
     yield _render_options(option for option in command.options if not option.group)
     if command.groups:
-        links = ", ".join(
-            f"[{_group_title(name).lower()}](#{to_anchor(_group_title(name))})" for name in command.groups
-        )
+        links = ", ".join(f"[{group.title.lower()}](#{to_anchor(group.title)})" for group in command.groups)
         yield f"Also: {links}."
 
 
@@ -195,28 +205,10 @@ def _render_options(options: Iterator[Option]) -> str:
     return render_table(("option", "takes", "default", "meaning"), rows)
 
 
-def _render_group(name: str, commands: list[Command]) -> Iterator[str]:
-    users = [command for command in commands if name in command.groups]
-    options = {option.names: option for command in users for option in command.options if option.group == name}
-    yield f"### {_group_title(name)}"
-    yield finish_sentence(_find_group_docstring(name))
+def _render_group(group: OptionGroup, commands: list[Command]) -> Iterator[str]:
+    users = [command for command in commands if group in command.groups]
+    options = {option.names: option for command in users for option in command.options if option.group == group}
+    yield f"### {group.title}"
+    yield group.summary
     yield "Commands: " + ", ".join(f"[`{command.path}`](#{to_anchor(_title(command))})" for command in users) + "."
     yield _render_options(iter(options.values()))
-
-
-def _group_title(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", " ", name).capitalize()
-
-
-def _find_group_docstring(name: str) -> str:
-    """Returns the first paragraph of the docstring of a class of shared options."""
-    pending = [cli.app]
-    while pending:
-        app = pending.pop()
-        pending += [app[child] for child in app if not child.startswith("-")]
-        if app.default_command is None:
-            continue
-        for argument in app.assemble_argument_collection(parse_docstring=True):
-            if getattr(argument.hint, "__name__", "") == name:
-                return take_first_paragraph(argument.hint.__doc__)
-    return ""

@@ -60,9 +60,9 @@ def build_page() -> str:
     )
     return render_page(
         "Errors",
-        "All errors that the project raises deliberately are subclasses of `forecaster.ForecasterError`. A message has four parts: "
-        "what was expected, what was found, where, and what to do. In Python they have the attributes `message`, `where` and "
-        "`code`; the command line prints the message and exits with the exit code; the service responds with "
+        "All errors that the project raises deliberately are subclasses of `forecaster.ForecasterError`. A message has four "
+        "parts: what was expected, what was found, where, and what to do. In Python they have the attributes `message`, `where` "
+        "and `code`; the command line prints the message and exits with the exit code; the service responds with "
         '`{"error": {"code", "message", "where"}}`.',
         "## Classes",
         "The status is that of a request whose only result is this error. Without one, the service does not send the error.",

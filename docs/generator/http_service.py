@@ -51,8 +51,8 @@ def build_page() -> str:
         "## Response headers",
         render_table(("header", "meaning"), ((f"`{name}`", header["description"]) for name, header in headers.items())),
         "## Errors of every route",
-        "[Errors](errors.md#codes-of-the-service) says what the codes mean. A route that computes also responds with the code of an "
-        "[error class](errors.md#classes), with status 422.",
+        "[Errors](errors.md#codes-of-the-service) says what the codes mean. A route that computes also responds with the code of "
+        "an [error class](errors.md#classes), with status 422.",
         render_table(("status", "codes"), errors),
         *(
             part

@@ -44,7 +44,7 @@ def build_page() -> str:
         take_table(scores.__doc__),
         join_lines(notes),
         "## Functions",
-        "`forecaster.metrics` has the measures as functions of arrays. NaN marks a missing value, and is excluded from every mean.",
+        "`forecaster.metrics` has the measures as functions of arrays. NaN marks a missing value and is in no mean.",
         render_table(("function", "definition"), functions),
         "## Metrics of the service",
         "`GET /metrics` has these in the text format of Prometheus. Histograms have the suffixes `_bucket`, `_sum` and `_count`.",

@@ -42,7 +42,8 @@ def build_page() -> str:
 def _render_module(module_name: str, title: str) -> Iterator[str]:
     names = list(list_public_names(module_name))
     yield f"## {title}"
-    yield f"```python\nfrom {module_name} import {', '.join(item.name for item in names)}\n```"
+    imports = "".join(f"    {item.name},\n" for item in names)  # as the formatter of the project writes them
+    yield f"```python\nfrom {module_name} import (\n{imports})\n```"
     yield render_table(("name", "what it is"), ((f"`{item.name}`", item.summary) for item in names))
     for item in names:
         yield f"### {item.name}"

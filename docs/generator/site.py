@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -113,7 +113,7 @@ def build_llms_text(entries: list[Entry], staging: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def list_missing_pages(navigation: list[Entry], left_out: Mapping[str, str] | None = None) -> list[str]:
+def list_missing_pages(navigation: list[Entry]) -> list[str]:
     """Returns the pages of docs/ that are not in the navigation; folders with an index need no entry for each page."""
     listed = {entry.page for entry in navigation}
     indexed = {str(PurePosixPath(place).parent) for place in INDEXES.values()}
