@@ -9,7 +9,7 @@
     lock-serve.txt  the part of lock.txt that a server needs; it has no torch
     lock-docs.txt   what builds the documentation site, in an environment of its own
 
-docs/decisions/0002-lock-and-torch-builds.md explains why there are several.
+docs/decisions/0002-lock-and-torch-builds.md explains why there are several files.
 """
 
 from __future__ import annotations

@@ -151,7 +151,8 @@ def describe_type(schema: Schema) -> str:
         return f"`{json.dumps(schema['const'])}`"
     if "enum" in schema:
         return ", ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
-    kind = {"array": "list", "object": "mapping", "string": "text"}.get(schema.get("type", ""), schema.get("type", ""))
+    kind = str(schema.get("type", ""))
+    kind = {"array": "list", "object": "mapping", "string": "text"}.get(kind, kind)
     bounds = ", ".join(f"{word} {schema[name]}" for name, word in _BOUNDS.items() if name in schema)
     if "items" in schema:
         kind = f"list of {describe_type(schema['items'])}"

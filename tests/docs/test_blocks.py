@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -124,7 +125,7 @@ def run_blocks(page: Path, session: Session, *, accept: Callable[[Block], bool])
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("folder", "short_presets")
 @pytest.mark.filterwarnings("ignore::forecaster.api.ForecastWarning", "ignore::forecaster.api.DataWarning")
 @pytest.mark.parametrize("page", pages_with(lambda block: not block.is_slow), ids=page_id)
 def test_the_blocks_of_a_page_run(page: Path, session: Session) -> None:
@@ -175,6 +176,17 @@ def test_the_commands_of_a_block_exist(block: Block) -> None:
             path = request.url.partition("//")[2].partition("/")[2].partition("?")[0]
             assert (request.method.lower(), f"/{path}") in {(route.method, route.path) for route in ROUTES}
             assert request.body is None or json.loads(request.body)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_commands_are_in_blocks_that_are_marked_as_shell(page: Path) -> None:
+    """A block without a language is an output, which nothing runs."""
+    unmarked = re.findall(r"(?ms)^ *```\n(.*?)^ *```$", re.sub(r"(?ms)^ *```\w+\n.*?^ *```$", "", page.read_text()))
+    assert [
+        text
+        for text in unmarked
+        if re.match(r"(?:[A-Z_]+=\S+ )*(?:forecaster|curl|python|pip|make|docker|bentoml) ", text)
+    ] == []
 
 
 def test_every_skipped_block_has_one_of_few_reasons() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -14,6 +15,7 @@ from docs.generator.site_check import MERMAID, check_site
 from tests.system.processes import CHECKOUT
 
 NAVIGATION = read_navigation()
+MKDOCS = CHECKOUT / "build" / "docs-venv" / "bin" / "mkdocs"
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +114,20 @@ def test_a_fault_of_a_page_is_found(element: str, fault: str | None, tmp_path: P
 def test_a_fault_of_an_asset_is_found(name: str, text: str, is_fault: bool, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     assert bool(check_site(tmp_path)) == is_fault
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not MKDOCS.exists(), reason="the site is built by `make docs`, which has not been run here")
+def test_the_site_builds_without_a_warning_and_without_a_fault(tmp_path: Path) -> None:
+    stage_site()
+    command = [str(MKDOCS), "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    completed = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert check_site(tmp_path / "site") == []
+    assert (tmp_path / "site" / "llms.txt").is_file()
+    assert (
+        "forecaster.api.forecaster.Forecaster.predict" in (tmp_path / "site" / "reference" / "python.html").read_text()
+    )
 
 
 def test_the_theme_loads_no_diagrams_from_elsewhere(tmp_path: Path) -> None:
