@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint check test nightly demo base lab wheels try-wheels lock format docker-lint clean
+.PHONY: help install lint check test nightly docs docs-data demo base lab wheels try-wheels lock format docker-lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -49,6 +49,20 @@ test: install ## every test but the nightly ones
 
 nightly: install ## the nightly tests: remaining combinations, every fail point, searches, many processes at once
 	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal -m nightly
+
+docs: docs-data build/docs-venv/installed ## build the documentation site into build/site, and check its links
+	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --quiet --strict
+	$(BIN)/python -m docs.generator.site_check build/site
+
+docs-data: install ## write the reference pages from the code, and gather the pages of the site
+	$(BIN)/python -m docs.generator
+
+# An environment of its own, because the site is built from the text of the code: nothing of the project is installed there.
+build/docs-venv/installed: requirements/lock-docs.txt requirements/install.py
+	test -x build/docs-venv/bin/python || $(BIN)/python -m venv build/docs-venv
+	build/docs-venv/bin/python requirements/install.py lock-docs.txt
+	build/docs-venv/bin/python -m pip check
+	@touch $@
 
 demo: install ## train, promote and serve a model on this machine
 	$(BIN)/forecaster demo

@@ -94,6 +94,8 @@ def rename_arguments(message: str, names: Mapping[str, str]) -> str:
 
 
 class InputError(ForecasterError):
+    """The input cannot be used."""
+
     exit_code = 2
 
 

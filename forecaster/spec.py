@@ -53,9 +53,11 @@ class _FrozenModel(BaseModel):
 class NetworkSpec(_FrozenModel):
     """The recurrent network. A layer of dilation d connects each step of the recurrence (a segment) to the step d before it."""
 
-    cell: CellKind = "gru"
-    layers: int = Field(default=1, ge=1, le=16)
-    hidden: int = Field(default=64, ge=1, le=4096)
+    cell: CellKind = Field(default="gru", description="cell of the recurrence")
+    layers: int = Field(
+        default=1, ge=1, le=16, description="layers of cells, each of which reads the outputs of the one below"
+    )
+    hidden: int = Field(default=64, ge=1, le=4096, description="units of the state of each layer")
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="dropout between layers, during training")
     residual: bool = Field(
         default=False, description="whether every layer above the first adds its input to its output"
@@ -84,7 +86,10 @@ class NetworkSpec(_FrozenModel):
 class HeadSpec(_FrozenModel):
     """How the network's outputs are interpreted. Fields that belong to another kind of head must keep their defaults."""
 
-    kind: HeadKind = "point"
+    kind: HeadKind = Field(
+        default="point",
+        description="what the network predicts: a value (point), quantiles, or the parameters of a distribution",
+    )
     loss: PointLoss = Field(default="mse", description="loss of a point head")
     delta: float = Field(
         default=1.0, gt=0.0, description="Huber loss: the error at which it changes from quadratic to linear"
@@ -181,7 +186,9 @@ class TrainingSpec(_FrozenModel):
     )
     epoch_steps: int = Field(default=50, ge=1, description="steps between validations (and checkpoints)")
     batch: int = Field(default=64, ge=1, description="windows per optimizer step")
-    learning_rate: float = Field(default=1e-3, gt=0.0)
+    learning_rate: float = Field(
+        default=1e-3, gt=0.0, description="learning rate of the optimizer, after the warm-up of a schedule"
+    )
     schedule: LearningRateSchedule = Field(
         default="constant", description="learning rate schedule; cosine: a short linear warm-up, then a decay to zero"
     )
@@ -228,13 +235,13 @@ class TrainingSpec(_FrozenModel):
         default=False,
         description="whether to train again on all data, held-out steps included, for the best number of steps",
     )
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31, description="seed of the initial weights and of the training windows")
 
 
 class Spec(_FrozenModel):
     """The complete specification of a model. Nothing outside it changes a forecast."""
 
-    name: SpecName
+    name: SpecName = Field(description="name of the model in the registry: letters, digits, `-` and `_`, at most 64")
     context: StepCount = Field(description="steps of history that the network is trained on")
     horizon: StepCount = Field(description="steps ahead that validation and backtests score")
     min_history: int | None = Field(
@@ -261,7 +268,11 @@ class Spec(_FrozenModel):
         default=None, description="time points that a block decoder predicts at once; None: the horizon"
     )
     base: BaselineKind = Field(default="zero", description="baseline forecast that the network corrects")
-    scaling: Scaling = "standard"
+    scaling: Scaling = Field(
+        default="standard",
+        description="unit and level in which the network reads a history, measured on that history alone; running: at every "
+        "step, on the past of that step",
+    )
     transform: Transform = Field(
         default="none",
         description="log: scaled in logarithms (of an asinh, which is defined at zero), for multiplicative seasonality",
@@ -279,7 +290,7 @@ class Spec(_FrozenModel):
         description="whether zero is a lower bound of forecasts of histories without negative values; auto: if the training data "
         "have none",
     )
-    head: HeadSpec = HeadSpec()
+    head: HeadSpec = Field(default=HeadSpec(), description="how the network's outputs are interpreted")
     features: FeatureKind = Field(
         default="values",
         description="what a step of the recurrence reads: the values of its segment; seasonal: the latest values without season, "
@@ -297,7 +308,7 @@ class Spec(_FrozenModel):
     group: str | None = Field(
         default=None, description="static column whose larger groups get their own prediction intervals"
     )
-    network: NetworkSpec = NetworkSpec()
+    network: NetworkSpec = Field(default=NetworkSpec(), description="the recurrent network")
     members: int = Field(
         default=1,
         ge=1,
@@ -308,7 +319,7 @@ class Spec(_FrozenModel):
         default=(),
         description="statistical models blended with the network; the weights are fitted on the validation windows",
     )
-    training: TrainingSpec = TrainingSpec()
+    training: TrainingSpec = Field(default=TrainingSpec(), description="how the network is trained")
 
     @property
     def min_steps(self) -> int:

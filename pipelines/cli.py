@@ -1,6 +1,6 @@
 """The command line. A command reads its input, calls one function and prints one result; heavy packages are imported in it only.
 
-Exit codes: 0 success, 1 failure, 2 invalid usage or input, 3 rejected by a gate.
+Exit codes: 0 success, 1 failure, 2 invalid usage or input, 3 rejected by a gate, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@
     lock-cpu.txt    the CPU build of torch, installed first if pip finds it
     lock-cuda.txt   the CUDA packages, for the GPU build of torch
     lock-serve.txt  the part of lock.txt that a server needs; it has no torch
+    lock-docs.txt   what builds the documentation site, in an environment of its own
 
-docs/decisions/0002-lock-and-torch-builds.md explains why there are four.
+docs/decisions/0002-lock-and-torch-builds.md explains why there are several files.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Pin:
 
 
 def main(*options: str) -> None:
-    """Writes the four lock files."""
+    """Writes the lock files."""
     locked = read_locked_versions() if "--keep" in options else ""
     everything = [add_cpu_hashes(pin) for pin in resolve("--extra", "all", preferences=locked)]
     cuda = [pin for pin in everything if is_cuda(pin)]
@@ -74,17 +75,20 @@ def main(*options: str) -> None:
         option for extra in ("cli", "serve", "postgres") for option in ("--extra", extra)
     ]  # postgres: for the ledger
     serve = resolve(*extras, constraints=versions)
+    documentation = resolve_group("docs", preferences=read_locked_versions("lock-docs.txt") if locked else "")
 
     write_lock("lock.txt", rest, "Everything except the CUDA packages.")
     cpu = [Pin(f"{TORCH}+cpu ; python_version == '{TORCH_CPU_PYTHON}'", TORCH_CPU_HASHES, frozenset())]
     write_lock("lock-cpu.txt", cpu, "The CPU build of torch, installed first if pip finds it.")
     write_lock("lock-cuda.txt", cuda, "The further requirements of the GPU build of torch.")
     write_lock("lock-serve.txt", serve, "The part of lock.txt that a server needs.")
+    write_lock("lock-docs.txt", documentation, "What builds the documentation site, in an environment of its own.")
 
 
-def read_locked_versions() -> str:
-    """Returns the pins of the lock files without their hashes, as uv reads earlier results of its own."""
-    lines = [line for name in ("lock.txt", "lock-cuda.txt") for line in (HERE / name).read_text().splitlines()]
+def read_locked_versions(*names: str) -> str:
+    """Returns the pins of lock files without their hashes, as uv reads earlier results of its own; none of a missing file."""
+    paths = [HERE / name for name in names or ("lock.txt", "lock-cuda.txt")]
+    lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
     return "\n".join(line.removesuffix("\\").strip() for line in lines if re.match("[a-z0-9]", line))
 
 
@@ -93,23 +97,41 @@ def resolve(*extras: str, constraints: list[str] | None = None, preferences: str
 
     Versions that `preferences` pins are kept, unless a requirement excludes them.
     """
-    uv = shutil.which("uv")
-    if uv is None:
-        raise SystemExit("Expected uv on the PATH to update the lock files; found none. Install it (`pip install uv`).")
     with tempfile.TemporaryDirectory() as folder:
         limits = Path(folder, "constraints.txt")
         limits.write_text("\n".join([TORCH, *(constraints or [])]))
         overrides = Path(folder, "overrides.txt")
         overrides.write_text("\n".join(OVERRIDES))
         bounds = ["--constraints", str(limits), "--overrides", str(overrides)]
+        return run_uv(str(PYPROJECT), "-", *extras, *bounds, preferences=preferences, requirements=BUILD_REQUIREMENT)
+
+
+def resolve_group(name: str, *, preferences: str = "") -> list[Pin]:
+    """Resolves a dependency group of the project alone, as `resolve` resolves extras."""
+    return run_uv("--group", f"{PYPROJECT}:{name}", preferences=preferences)
+
+
+def run_uv(*arguments: str, preferences: str, requirements: str = "") -> list[Pin]:
+    """Runs `uv pip compile` with these arguments, and further requirements on its standard input; returns its result."""
+    uv = shutil.which("uv")
+    if uv is None:
+        raise SystemExit("Expected uv on the PATH to update the lock files; found none. Install it (`pip install uv`).")
+    with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.txt")
         result.write_text(preferences)
-        bounds += ["--python-version", OLDEST_PYTHON, "--output-file", str(result)]
-        command = [uv, "pip", "compile", str(PYPROJECT), "-", *extras, *bounds]
         shape = ["--universal", "--generate-hashes", "--no-header", "--annotation-style", "line", "--quiet"]
-        process = subprocess.run(
-            [*command, *shape], input=BUILD_REQUIREMENT, capture_output=True, text=True, check=False
-        )
+        command = [
+            uv,
+            "pip",
+            "compile",
+            *arguments,
+            *shape,
+            "--python-version",
+            OLDEST_PYTHON,
+            "--output-file",
+            str(result),
+        ]
+        process = subprocess.run(command, input=requirements, capture_output=True, text=True, check=False)
         if process.returncode:
             raise SystemExit(process.stderr)
         return parse_lock(result.read_text())

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ["lock.txt", "lock-cpu.txt", "lock-cuda.txt", "lock-serve.txt"]
+LOCKS = ["lock.txt", "lock-cpu.txt", "lock-cuda.txt", "lock-serve.txt", "lock-docs.txt"]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -87,6 +87,14 @@ def test_a_lock_satisfies_the_project_requirements(lock: str, extras: list[str],
     ]
     for requirement in filter(lambda requirement: applies(requirement, python), map(Requirement, requirements)):
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_lock_of_the_documentation_satisfies_its_group() -> None:
+    locked = read_versions("lock-docs.txt", "3.11")
+    requirements = [Requirement(line) for line in PYPROJECT["dependency-groups"]["docs"]]
+    assert requirements
+    assert all(requirement.specifier.contains(locked[requirement.name]) for requirement in requirements)
+    assert "numpy" not in locked
 
 
 def test_the_extra_all_contains_every_compatible_extra() -> None:

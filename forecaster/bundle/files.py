@@ -2,6 +2,19 @@
 
 A bundle may come from anyone. Its folder holds exactly the files of its manifest, all of them regular; sizes are limited before
 a file is read, and JSON is limited in its nesting and its numbers.
+
+| file | content |
+|---|---|
+| `manifest.json` | the fields below, with the digest and the size of every other file; its own digest identifies the bundle |
+| `spec.json` | the specification |
+| `encoding.json` | calendar, covariates, channels and static features as inputs of the network: their scales and categories |
+| `conformal.json` | the calibration of the intervals; `null` without one |
+| `weights.safetensors` | the weights of all members |
+| `golden.json` | golden requests with their forecasts, which are replayed when the bundle is loaded |
+| `card.md` | the model card |
+| `rollout.onnx`, `rollout-1.onnx`, ... | the rollout of each member as a graph, for machines without torch (optional) |
+| `blend.json` | the weights of a blend with statistical models (only of a blend) |
+| `histories.safetensors` | the histories of the fit (only if they were saved with the model) |
 """
 
 from __future__ import annotations
@@ -46,18 +59,22 @@ class Manifest(BaseModel):
     """`manifest.json`: a description of the bundle, and the digest of every other file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    schema_version: int
-    name: str
-    freq: str
-    season: int = Field(ge=1, le=MAX_SEASON)
-    context: StepCount
-    horizon: StepCount
-    levels: tuple[float, ...]
-    cutoff: str
-    code_version: str
-    torch_version: str
-    facts: dict[str, Any]
-    files: dict[str, FileEntry]
+    schema_version: int = Field(description="version of this format")
+    name: str = Field(description="name of the model")
+    freq: str = Field(description="frequency of the training data")
+    season: int = Field(ge=1, le=MAX_SEASON, description="steps of a season")
+    context: StepCount = Field(description="steps of history that the network is trained on")
+    horizon: StepCount = Field(description="steps ahead that validation and backtests score")
+    levels: tuple[float, ...] = Field(description="levels of the calibration; empty without one")
+    cutoff: str = Field(description="last timestamp of the training data")
+    code_version: str = Field(description="version of this package that wrote the bundle")
+    torch_version: str = Field(description="version of torch that trained the network")
+    facts: dict[str, Any] = Field(
+        description="facts about data, training and test, from which the model card is rendered"
+    )
+    files: dict[str, FileEntry] = Field(
+        description="digest (`sha256`) and `size` in bytes of every other file, by name"
+    )
 
     @field_validator("files")
     @classmethod

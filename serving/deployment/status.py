@@ -50,8 +50,8 @@ class BundleRejectionStatus(BaseModel):
     """A bundle that this worker rejected; the previous model stays in use."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    reason: str
-    age_s: float
+    reason: str = Field(description="why the bundle was rejected")
+    age_s: float = Field(description="seconds since then")
 
 
 class SlotCheckStatus(BaseModel):

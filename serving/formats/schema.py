@@ -168,7 +168,7 @@ class BaseSeries(RequestModel):
 
     model_config = ConfigDict(json_schema_extra=_require_values_or_symbols)
 
-    id: SeriesId
+    id: SeriesId = Field(description="id of the series, which its outcome repeats")
     symbols: SymbolsField = None
     season: SeasonField = None
     covariates: CovariatesField = {}
@@ -304,8 +304,8 @@ class ForecastRequest(ForecastOptions):
 class ModelInfo(StrictModel):
     """The model that produced a response."""
 
-    name: str
-    version: str
+    name: str = Field(description="name of the model in the registry; base: the pretrained network")
+    version: str = Field(description="version of the model in the registry")
     digest: str = Field(description="sha256 of the bundle's manifest")
     blend: dict[str, float] = Field(
         default={},
@@ -323,8 +323,8 @@ class ModelInfo(StrictModel):
 class ErrorDetail(StrictModel):
     """An error, for programs (`code`) and for people (`message`)."""
 
-    code: str
-    message: str
+    code: str = Field(description="error code")
+    message: str = Field(description="what was expected, what was found, and what to do")
     where: str | None = Field(description="location in the request, or id of the series")
 
 
@@ -337,7 +337,7 @@ class ErrorResponse(StrictModel):
 class SeriesForecast(StrictModel):
     """The forecast of one series."""
 
-    id: str
+    id: str = Field(description="id of the series")
     ds: list[str] | list[int] = Field(
         description="timestamps of the forecast steps, in the time zone and style of the request; integers if the request has "
         "integers"
@@ -378,7 +378,7 @@ class SeriesForecast(StrictModel):
 class SeriesError(StrictModel):
     """The error that prevented the forecast of one series."""
 
-    id: str
+    id: str = Field(description="id of the series")
     error: ErrorDetail
 
 
@@ -386,21 +386,21 @@ class ForecastResponse(StrictModel):
     """One outcome for each series, in the order of the request."""
 
     model: ModelInfo
-    forecasts: list[SeriesForecast | SeriesError]
+    forecasts: list[SeriesForecast | SeriesError] = Field(description="forecast or error of each series")
 
 
 class LivenessResponse(StrictModel):
     """The process is running and responds."""
 
-    live: Literal[True]
+    live: Literal[True] = Field(description="the process is running")
 
 
 class ReadinessResponse(StrictModel):
     """A model is in use."""
 
-    ready: Literal[True]
+    ready: Literal[True] = Field(description="a model is in use")
     model: ModelInfo
-    age_s: float
+    age_s: float = Field(description="seconds since the model was loaded")
     slot: SlotCheckStatus | None = Field(default=None, description="as in /v1/model")
     follower: FollowerStatus | None = Field(default=None, description="as in /v1/model")
     refused: BundleRejectionStatus | None = Field(

@@ -67,7 +67,7 @@ class AccuracyResponse(StrictModel):
     forecasts: int = Field(description="number of served forecasts in the ledger")
     scored: int = Field(description="number of forecasts with an actual for at least one step")
     overall: AccuracyMetrics
-    by_horizon: list[StepAccuracyMetrics]
+    by_horizon: list[StepAccuracyMetrics] = Field(description="accuracy at each step ahead")
 
 
 def report_accuracy(

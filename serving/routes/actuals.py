@@ -32,7 +32,7 @@ from serving.settings import Settings
 class GridActuals(RequestModel):
     """Actuals given by the timestamp of the first value and the frequency."""
 
-    id: SeriesId
+    id: SeriesId = Field(description="id of the series")
     start: TimestampField = Field(
         description="ISO 8601 timestamp of the first value, on the grid of `freq`; or an integer"
     )
@@ -45,7 +45,7 @@ class GridActuals(RequestModel):
 class TimestampedActuals(RequestModel):
     """Actuals with a timestamp for every value, in any order."""
 
-    id: SeriesId
+    id: SeriesId = Field(description="id of the series")
     ds: TimestampsField = Field(description="ISO 8601 timestamps, or integers")
     y: ObservedValues = Field(description="values, one for each timestamp; null values are ignored")
 
@@ -80,7 +80,7 @@ class ActualsRequest(RequestModel):
 class ActualsResult(StrictModel):
     """Counts of the recorded actuals of one series."""
 
-    id: str
+    id: str = Field(description="id of the series")
     stored: int = Field(description="number of new values")
     corrected: int = Field(description="number of values that replaced an earlier one")
     scored: int = Field(
@@ -92,14 +92,14 @@ class ActualsResult(StrictModel):
 class ActualsError(StrictModel):
     """The error because of which the values of one series were not recorded."""
 
-    id: str
+    id: str = Field(description="id of the series")
     error: ErrorDetail
 
 
 class ActualsResponse(StrictModel):
     """One outcome for each series, in the order of the request."""
 
-    outcomes: list[ActualsResult | ActualsError]
+    outcomes: list[ActualsResult | ActualsError] = Field(description="counts or error of each series")
 
 
 class _ParsedActuals(NamedTuple):

@@ -72,8 +72,8 @@ class BacktestScores(StrictModel):
     )
     mae: OptionalScore = Field(description="mean absolute error, in units of the data")
     smape: OptionalScore = Field(description="symmetric mean absolute percentage error, from 0 to 200")
-    mase_by_step: list[OptionalScore]
-    mae_by_step: list[OptionalScore]
+    mase_by_step: list[OptionalScore] = Field(description="`mase` by step ahead")
+    mae_by_step: list[OptionalScore] = Field(description="`mae` by step ahead")
     wql: OptionalScore = Field(
         default=None,
         description="weighted quantile loss, the mean over the nine deciles, with sums over all series and windows; null for "
@@ -107,7 +107,7 @@ class BacktestComparison(StrictModel):
 class SeriesBacktest(BacktestComparison):
     """The backtest of one series."""
 
-    id: str
+    id: str = Field(description="id of the series")
     warnings: list[str] = Field(description="warnings about this backtest")
 
 
@@ -115,11 +115,11 @@ class BacktestResponse(StrictModel):
     """One outcome for each series, in the order of the request."""
 
     model: ModelInfo
-    horizon: int
-    windows: int
-    stride: int
+    horizon: int = Field(description="steps ahead of each origin")
+    windows: int = Field(description="number of origins")
+    stride: int = Field(description="steps between origins")
     overall: BacktestComparison | None = Field(description="means over the scored series; null if none was scored")
-    series: list[SeriesBacktest | SeriesError]
+    series: list[SeriesBacktest | SeriesError] = Field(description="scores or error of each series")
 
 
 class _BacktestPlan(NamedTuple):

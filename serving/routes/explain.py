@@ -37,7 +37,7 @@ OptionalValues = list[float | None]  # null if a value is missing, or the networ
 class ExplainRequest(RequestModel):
     """One history, and the number of steps to explain."""
 
-    series: HistoryField
+    series: HistoryField = Field(description="the history whose forecast is explained")
     horizon: int | None = Field(
         default=None, ge=1, description="steps whose mean forecast is explained; by default the model's horizon"
     )
@@ -87,10 +87,10 @@ class ExplainResponse(StrictModel):
     """
 
     model: ModelInfo
-    id: str
-    horizon: int
-    ds: list[str] | list[int]
-    y: OptionalValues
+    id: str = Field(description="id of the series")
+    horizon: int = Field(description="steps whose mean forecast is explained")
+    ds: list[str] | list[int] = Field(description="timestamps of the steps, as in the request")
+    y: OptionalValues = Field(description="values of the history; null where missing")
     half_life: float | None = Field(
         description="half-life of the network's memory, in steps; null if no step influences its state"
     )

@@ -65,7 +65,7 @@ _DECILES = tuple(f"0.{decile}" for decile in range(1, 10))
 class DeepArInstance(RequestModel):
     """A history in DeepAR's format; its frequency is that of the model."""
 
-    start: TimestampField
+    start: TimestampField = Field(description="timestamp of the first value, as in /v1/forecast")
     target: Annotated[list[float | Literal["NaN"] | None], Field(fail_fast=True), AfterValidator(to_array)] = Field(
         description="values, oldest first; null or NaN marks a missing value"
     )
@@ -85,7 +85,7 @@ class DeepArConfiguration(RequestModel):
 
     num_samples: int = Field(default=100, ge=1, description="number of sample paths, if `output_types` has samples")
     output_types: Annotated[list[Literal["mean", "quantiles", "samples"]], Field(fail_fast=True)] = Field(
-        default=["mean", "quantiles"]
+        default=["mean", "quantiles"], description="what each prediction has"
     )
     quantiles: list[Annotated[str, Field(pattern=r"^(0?\.[0-9]{1,6}|[1-9](\.[0-9]{1,3})?e-[1-6])$")] | float] = Field(
         default=list(_DECILES), max_length=99, description="levels, as text or numbers"
@@ -95,8 +95,8 @@ class DeepArConfiguration(RequestModel):
 class DeepArRequest(RequestModel):
     """A request in DeepAR's format. The horizon is that of the model."""
 
-    instances: Annotated[list[DeepArInstance], Field(fail_fast=True)] = Field(min_length=1)
-    configuration: DeepArConfiguration | None = None
+    instances: Annotated[list[DeepArInstance], Field(fail_fast=True)] = Field(min_length=1, description="the histories")
+    configuration: DeepArConfiguration | None = Field(default=None, description="the requested output")
 
     @property
     def deadline_ms(self) -> None:
@@ -106,23 +106,23 @@ class DeepArRequest(RequestModel):
 class DeepArPrediction(StrictModel):
     """The forecast of an instance, with the fields that the configuration requests."""
 
-    mean: list[float] = Field(default=[])
+    mean: list[float] = Field(default=[], description="point forecasts")
     quantiles: dict[str, list[float]] = Field(default={}, description="by level, written as in the request")
-    samples: list[list[float | None]] = Field(default=[])
+    samples: list[list[float | None]] = Field(default=[], description="sample paths")
 
 
 class DeepArResponse(StrictModel):
     """One prediction for each instance, in order."""
 
-    predictions: list[DeepArPrediction]
+    predictions: list[DeepArPrediction] = Field(description="one prediction for each instance")
 
 
 class SplitFrame(RequestModel):
     """A frame as pandas serialises it with orient="split"."""
 
-    columns: Annotated[list[Text], Field(fail_fast=True)]
-    data: Annotated[list[FrameCells], Field(fail_fast=True)]
-    index: FrameCells | None = None
+    columns: Annotated[list[Text], Field(fail_fast=True)] = Field(description="names of the columns")
+    data: Annotated[list[FrameCells], Field(fail_fast=True)] = Field(description="rows, with one cell for each column")
+    index: FrameCells | None = Field(default=None, description="index of the frame, which is ignored")
 
 
 class ScoringParameters(RequestModel):
@@ -143,10 +143,10 @@ class ScoringParameters(RequestModel):
 class ScoringRequest(RequestModel):
     """A request of MLflow's scoring protocol: a long frame `unique_id, ds, y` in one of its formats, and parameters."""
 
-    dataframe_split: SplitFrame | None = None
-    dataframe_records: FrameRecords | None = None
-    inputs: FrameColumns | FrameRecords | None = None
-    instances: FrameRecords | None = None
+    dataframe_split: SplitFrame | None = Field(default=None, description='a frame with orient="split"')
+    dataframe_records: FrameRecords | None = Field(default=None, description='a frame with orient="records"')
+    inputs: FrameColumns | FrameRecords | None = Field(default=None, description="a frame by columns or by rows")
+    instances: FrameRecords | None = Field(default=None, description="a frame by rows")
     params: ScoringParameters = ScoringParameters()
 
     @property
@@ -201,7 +201,7 @@ class ScoringRequest(RequestModel):
 class ScoringResponse(StrictModel):
     """A row for each series and forecast step: `unique_id`, `ds`, `mean` (or `symbol`), and a column for each level."""
 
-    predictions: list[FrameRecord]
+    predictions: list[FrameRecord] = Field(description="the rows")
 
 
 def decode_invocation(body: Body, _: str, __: Settings) -> DeepArRequest | ScoringRequest:

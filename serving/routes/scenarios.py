@@ -43,7 +43,7 @@ _BATCH_STEPS = 1 << 17  # rollout steps between two checks of the deadline
 class Scenario(RequestModel):
     """One future of the covariates."""
 
-    name: SeriesId
+    name: SeriesId = Field(description="name of the scenario, which its outcome repeats")
     covariates: CovariatesField = Field(
         description="values after the history only, the first for the first forecast step: one for each step of the horizon, or "
         "more. Covariates that are not named here keep their future values from `series`"
@@ -72,7 +72,7 @@ class ScenarioForecast(SeriesForecast):
     """
 
     id: str = Field(description="id of the series")
-    name: str
+    name: str = Field(description="name of the scenario")
     difference: list[float] = Field(
         default=[],
         description="mean minus that of the first scenario; absent for the first, and if the first has no forecast",
@@ -82,7 +82,7 @@ class ScenarioForecast(SeriesForecast):
 class ScenarioError(StrictModel):
     """The error that prevented the forecast of one scenario."""
 
-    name: str
+    name: str = Field(description="name of the scenario")
     id: str = Field(description="id of the series")
     error: ErrorDetail
 
@@ -91,7 +91,7 @@ class ScenariosResponse(StrictModel):
     """One outcome for each scenario, in the order of the request."""
 
     model: ModelInfo
-    scenarios: list[ScenarioForecast | ScenarioError]
+    scenarios: list[ScenarioForecast | ScenarioError] = Field(description="forecast or error of each scenario")
     state: str | None = Field(
         default=None,
         description="state to continue the history from, without its scenarios; present only if `return_state` was set",

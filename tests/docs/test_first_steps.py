@@ -1,4 +1,4 @@
-"""The programs of docs/first-steps.md, docs/explaining.md and docs/python.md: they run as they are printed, and have as many lines as they say."""
+"""The programs of docs/first-steps.md and docs/python.md: what they return, and how many lines they have."""
 
 from __future__ import annotations
 
@@ -9,32 +9,20 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from forecaster.spec import Spec
-from forecaster.training import presets, selection
+from tests.docs.blocks import find_blocks
 from tests.forecaster.api.conftest import make_frame
+from tests.system.processes import CHECKOUT
 
-DOCS = Path(__file__).parents[3] / "docs"
+DOCS = CHECKOUT / "docs"
 
 
 def read_programs(page: str) -> list[str]:
     """Returns the Python programs of a page."""
-    return re.findall(r"(?s)```python\n(.*?)```", (DOCS / page).read_text())
+    return [block.source for block in find_blocks(DOCS / page) if block.language == "python"]
 
 
 def count_lines(program: str) -> int:
     return sum(bool(line.strip()) and not line.startswith("#") for line in program.splitlines())
-
-
-@pytest.fixture
-def short_presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Presets whose variants are trained for a few steps."""
-
-    def build_short_specs(*arguments: Any, **options: Any) -> list[Spec]:
-        specs = presets.build_candidate_specs(*arguments, **options)
-        training = {"steps": 4, "epoch_steps": 2, "batch": 8}
-        return [spec.model_copy(update={"training": spec.training.model_copy(update=training)}) for spec in specs[:2]]
-
-    monkeypatch.setattr(selection, "build_candidate_specs", build_short_specs)
 
 
 @pytest.mark.integration
@@ -61,36 +49,8 @@ def test_the_first_steps_run_as_they_are_printed(library: str, tmp_path: Path, m
     assert Path("forecast.png").stat().st_size > 10_000
 
 
-@pytest.mark.integration
-def test_the_example_of_an_atlas_runs_as_it_is_printed() -> None:
-    [program] = read_programs("explaining.md")
-    results: dict[str, Any] = {}
-    exec(compile(program, "explaining.md", "exec"), results)
-    assert list(results["table"]) == ["unique_id", "ds", "layer", "unit", "quantity", "value"]
-    assert len(results["half_lives"]) == 12 * 2 * 96, "series, layers, units"
-    assert list(results["matches"]) == ["unique_id", "start", "end", "shared", "selected", "extra", "chance"]
-
-
-def test_the_first_forecast_takes_three_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = read_programs("first-steps.md")[0]
-    assert count_lines(program) == 3
-    monkeypatch.chdir(tmp_path)
-    make_frame(series=2, steps=84).to_csv("sales.csv", index=False)
-    results: dict[str, Any] = {}
-    exec(compile(program, "first-steps.md", "exec"), results)
-    assert len(results["forecast"]) == 2 * 12
-    assert list(results["forecast"].columns)[:3] == ["unique_id", "ds", "forecaster"]
-    assert "forecaster-lo-80" in results["forecast"]
-
-
-def test_the_programs_of_the_pretrained_network_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [program] = read_programs("pretrained.md")
-    monkeypatch.chdir(tmp_path)
-    make_frame(series=2, steps=84).to_csv("data.csv", index=False)
-    results: dict[str, Any] = {}
-    exec(compile(program, "pretrained.md", "exec"), results)
-    assert len(results["forecast"]) == 2 * 12
-    assert (results["scores"]["windows"] == 2 * 4).all()
+def test_the_first_forecast_takes_three_lines() -> None:
+    assert count_lines(read_programs("first-steps.md")[0]) == 3
 
 
 def test_the_comparison_of_libraries_states_the_lines_of_its_programs() -> None:

@@ -1,0 +1,218 @@
+"""Every block of the documentation runs, or says why it cannot; every command and request that it shows exists."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import uvicorn
+
+from forecaster import Forecaster
+from pipelines.cli import app as command_line
+from pipelines.cli import main
+from serving.routes.app import build_application
+from serving.routes.openapi import ROUTES
+from serving.settings import Settings
+from tests.docs.blocks import CHAMPION, Block, Session, find_blocks, list_pages, parse_curl, split_commands
+from tests.system.processes import CHECKOUT
+
+PAGES = list_pages()
+BLOCKS = [block for page in PAGES for block in find_blocks(page)]
+NUM_SKIPPED = {
+    "a server runs until it is stopped": 6,
+    "an overview, with arguments of different models": 1,
+    "an overview, with commands that run until they are stopped": 3,
+    "another library": 5,
+    "installs packages": 2,
+    "needs Docker": 4,
+    "needs a model with covariates": 1,
+    "needs a packaged service": 2,
+    "needs a table with these columns": 1,
+    "needs a tracking server": 1,
+    "needs runs with these ids": 1,
+    "takes hours": 1,
+    "takes minutes": 4,
+    "the scheduler runs until it is stopped": 1,
+}
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(CHECKOUT))
+
+
+def pages_with(accept: Callable[[Block], bool]) -> list[Path]:
+    """Returns the pages that have a block of this kind to run."""
+    return [page for page in PAGES if any(accept(block) and not block.skip_reason for block in find_blocks(page))]
+
+
+def make_table() -> pd.DataFrame:
+    """Returns the monthly series that the pages name, with a static column."""
+    rng = np.random.default_rng(0)
+    names = ("T1", "T12", "ward 7", "store 1", "T2", "T3")
+    season = np.sin(np.arange(84) * np.pi / 6)
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "unique_id": name,
+                    "ds": pd.date_range("2015-01-01", periods=84, freq="MS"),
+                    "y": 20 + 5 * index + 4 * season + rng.normal(size=84).round(2),
+                    "region": "north" if index % 2 else "south",
+                }
+            )
+            for index, name in enumerate(names)
+        ],
+        ignore_index=True,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with the tables that the pages name, and the pretrained network as a bundle."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("FORECASTER_ROOT", "FORECASTER_KEY", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    table = make_table()
+    table.to_csv("data.csv", index=False)
+    table[["unique_id", "ds", "y"]].to_csv("sales.csv", index=False)
+    Forecaster.pretrained("MS", horizon=12).save("BUNDLE")
+    (tmp_path / "bundle").symlink_to("BUNDLE")
+    return tmp_path
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[Session]:
+    """The state of a page; its service of the pretrained network starts with the first request."""
+    running: list[tuple[uvicorn.Server, threading.Thread, str]] = []
+
+    def start() -> str:
+        if not running:
+            application = build_application(Settings(slot=tmp_path / "slot", pretrained=True))
+            application.slot.reload_if_changed()
+            server = uvicorn.Server(uvicorn.Config(application.app, log_config=None, lifespan="on"))
+            listener = socket.socket()
+            listener.bind(("127.0.0.1", 0))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+            running.append((server, thread, f"http://127.0.0.1:{listener.getsockname()[1]}"))
+            while not server.started:
+                time.sleep(0.005)
+        return running[0][2]
+
+    yield Session(start)
+    for server, thread, _ in running:
+        server.should_exit = True
+        thread.join()
+
+
+def run_blocks(page: Path, session: Session, *, accept: Callable[[Block], bool]) -> int:
+    """Runs blocks of a page in their order, in one namespace; returns their number."""
+    blocks = [block for block in find_blocks(page, session.run_shell) if not block.skip_reason and accept(block)]
+    for block in blocks:
+        namespace = block.example.namespace
+        namespace.setdefault("frame", pd.read_csv("sales.csv", parse_dates=["ds"]))
+        session.run(block)
+    return len(blocks)
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("folder", "short_presets")
+@pytest.mark.filterwarnings("ignore::forecaster.api.ForecastWarning", "ignore::forecaster.api.DataWarning")
+@pytest.mark.parametrize("page", pages_with(lambda block: not block.is_slow), ids=page_id)
+def test_the_blocks_of_a_page_run(page: Path, session: Session) -> None:
+    assert run_blocks(page, session, accept=lambda block: not block.is_slow) > 0
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("folder", "short_presets")
+@pytest.mark.filterwarnings("ignore::forecaster.api.ForecastWarning", "ignore::forecaster.api.DataWarning")
+@pytest.mark.parametrize("page", pages_with(lambda block: block.is_slow), ids=page_id)
+def test_the_blocks_of_a_page_run_with_their_trainings(page: Path, session: Session) -> None:
+    if any(block.names_champion for block in find_blocks(page) if not block.skip_reason):
+        register_champion(CHAMPION)
+    assert run_blocks(page, session, accept=lambda _: True) > 0
+
+
+def register_champion(name: str) -> None:
+    """Trains a small model with intervals, and makes it the champion of the default root."""
+    spec = {
+        "name": name,
+        "context": 12,
+        "horizon": 12,
+        "min_history": 6,
+        "decoder": "direct",
+        "scaling": "last",
+        "static": ["region"],
+    }
+    spec |= {"base": "seasonal_naive", "network": {"hidden": 4}}
+    training = {"steps": 40, "epoch_steps": 20, "batch": 8, "valid_windows": 2}
+    model = Forecaster(horizon=12, spec=spec | {"training": training}).fit(pd.read_csv("data.csv"))
+    model.save("CHAMPION")
+    for arguments in (["register", "CHAMPION"], ["promote", name, "--force", "--reason", "the example of a page"]):
+        with pytest.raises(SystemExit) as raised:
+            main(arguments)
+        assert not raised.value.code
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.language == "shell"], ids=lambda block: block.name
+)
+def test_the_commands_of_a_block_exist(block: Block) -> None:
+    """Also those of blocks that never run: each names an existing command, its options and values that they accept."""
+    for command in split_commands(block.source):
+        if command.words[0] == "forecaster":
+            command_line.parse_args(list(command.words[1:]), exit_on_error=False, print_error=False)
+        elif command.words[0] == "curl":
+            request = parse_curl(command.words)
+            path = request.url.partition("//")[2].partition("/")[2].partition("?")[0]
+            assert (request.method.lower(), f"/{path}") in {(route.method, route.path) for route in ROUTES}
+            assert request.body is None or json.loads(request.body)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_commands_are_in_blocks_that_are_marked_as_shell(page: Path) -> None:
+    """A block without a language is an output, which nothing runs."""
+    unmarked = re.findall(r"(?ms)^ *```\n(.*?)^ *```$", re.sub(r"(?ms)^ *```\w+\n.*?^ *```$", "", page.read_text()))
+    assert [
+        text
+        for text in unmarked
+        if re.match(r"(?:[A-Z_]+=\S+ )*(?:forecaster|curl|python|pip|make|docker|bentoml) ", text)
+    ] == []
+
+
+def test_every_skipped_block_has_one_of_few_reasons() -> None:
+    """A further block that is skipped changes this table, so that a review sees it."""
+    assert Counter(block.skip_reason for block in BLOCKS if block.skip_reason) == NUM_SKIPPED
+
+
+def test_commands_are_split_as_a_shell_does() -> None:
+    source = (
+        "A=1 forecaster train x.csv \\\n  --horizon 2  # why\n\ncurl -d '{\n\"a\": 1}' URL && forecaster verify B\n"
+    )
+    commands = split_commands(source)
+    assert [command.words[0] for command in commands] == ["forecaster", "curl", "forecaster"]
+    assert commands[0] == (("A=1",), ("forecaster", "train", "x.csv", "--horizon", "2"))
+    assert json.loads(parse_curl(commands[1].words).body or "") == {"a": 1}
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_block_that_fails_is_reported(tmp_path: Path, session: Session) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nvalue = 1\n```\n\n```python\nassert value == 2\n```\n\n```shell\nforecaster verify none\n```\n"
+    )
+    first, second, third = find_blocks(page, session.run_shell)
+    session.run(first)
+    with pytest.raises(AssertionError):
+        session.run(second)
+    with pytest.raises(AssertionError, match="exits with 1"):
+        session.run(third)
