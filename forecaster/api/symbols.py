@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from forecaster.api.tables import MODEL_COLUMN
+from forecaster.data.forecast_table import MODEL_COLUMN
 from forecaster.data.symbols import decode_symbols
 from forecaster.errors import ForecasterError
 from forecaster.prediction.fitted_model import FittedModel, StoredModel

@@ -124,7 +124,8 @@ def build_forecast_table(
     names = {f"{level:g}": level for level in forecasts[0].quantiles}
     if vocabulary:
         table = _to_frame(collect_columns(forecasts, {}), value, {})
-        return table.assign(**{value: decode_symbols(table[value].to_numpy(), vocabulary)})
+        table[value] = decode_symbols(table[value].to_numpy(), vocabulary)
+        return table
     return _to_frame(collect_columns(forecasts, names), "mean", {})
 
 

@@ -248,7 +248,7 @@ def count_devices(devices: str) -> int:
 _import_lightning()
 
 import pytorch_lightning as pl  # noqa: E402
-from lightning_fabric.plugins.environments import ClusterEnvironment  # noqa: E402
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment  # noqa: E402
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO  # noqa: E402
 from lightning_fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from lightning_fabric.utilities.warnings import PossibleUserWarning  # noqa: E402

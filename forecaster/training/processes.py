@@ -15,8 +15,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed
@@ -30,7 +30,8 @@ _LAUNCHED_COUNT, _LAUNCHED_INDEX = "WORLD_SIZE", "RANK"  # what `torchrun` sets 
 _STOP_SECONDS = 10.0  # within which a process ends by itself after the fit, before it is stopped
 
 
-class TrainingProcess(NamedTuple):
+@dataclass(frozen=True)
+class TrainingProcess:
     """One of several processes that train together.
 
     Attributes:
@@ -105,7 +106,8 @@ def sum_over_processes(tensors: list[Tensor]) -> None:
         return
     message = torch.cat([tensor.flatten() for tensor in tensors])
     distributed.all_reduce(message)
-    for tensor, total in zip(tensors, message.split([tensor.numel() for tensor in tensors]), strict=True):
+    totals = torch.split(message, [tensor.numel() for tensor in tensors])
+    for tensor, total in zip(tensors, totals, strict=True):
         tensor.copy_(total.view_as(tensor))
 
 
@@ -150,7 +152,7 @@ def start_processes(train: Callable[[TrainingProcess], object], *, count: int) -
     others = [
         context.Process(
             target=_run_process,
-            args=(train, first._replace(index=index), threads_of_each, failures),
+            args=(train, replace(first, index=index), threads_of_each, failures),
             name=f"training process {index}",
             daemon=True,
         )
