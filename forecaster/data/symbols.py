@@ -55,7 +55,7 @@ def list_vocabulary(symbols: Iterable[str | None], vocabulary: Sequence[str] = (
 
 
 def learn_vocabulary(panel: Panel) -> tuple[str, ...]:
-    """Returns the symbols that occur in a panel, sorted. Raises NoData without a symbol, BadSpec with too many or too long ones."""
+    """Returns the symbols that occur in a panel, sorted. Raises NoData without a symbol, BadSpec for too many or too long."""
     used = np.unique(np.concatenate([series.y for series in panel.series]))
     symbols = sorted(panel.vocabulary[int(code) - 1] for code in used[used > 0].tolist())
     if not symbols:
