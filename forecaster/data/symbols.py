@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from forecaster.data.split import hold_out
 from forecaster.errors import BadSpec, NoData
 from forecaster.series import Panel, Series
 from forecaster.shapes import Bool, Float64
@@ -55,7 +54,7 @@ def list_vocabulary(symbols: Iterable[str | None], vocabulary: Sequence[str] = (
 
 
 def learn_vocabulary(panel: Panel) -> tuple[str, ...]:
-    """Returns the symbols that occur in a panel, sorted. Raises NoData without one, BadSpec with too many or too long ones."""
+    """Returns the symbols that occur in a panel, sorted. Raises NoData without a symbol, BadSpec for too many or too long."""
     used = np.unique(np.concatenate([series.y for series in panel.series]))
     symbols = sorted(panel.vocabulary[int(code) - 1] for code in used[used > 0].tolist())
     if not symbols:
@@ -91,38 +90,6 @@ def refuse_symbols(spec: Spec, *, what: str, advice: str) -> None:
         raise BadSpec(
             f"Expected a model of numbers for {what}; {spec.name!r} predicts symbols. {advice}", where="head.kind"
         )
-
-
-def settle_vocabulary(panel: Panel, spec: Spec, *, held_out_steps: int = 0) -> tuple[Panel, Spec]:
-    """Returns a panel and a specification with one vocabulary: that of the specification or, without one, that of the data.
-
-    Symbols that occur only in the steps held out for validation and test are unknown. Panels of numbers are returned as they are.
-
-    Args:
-        panel: All data.
-        spec: The specification of the model.
-        held_out_steps: Steps at the end of every series that are held out for the test, besides those for validation.
-    Raises:
-        BadSpec: Symbols for a head of numbers, or numbers for a symbols head.
-    """
-    if spec.head.is_symbolic != bool(panel.vocabulary):
-        kinds = ("numbers", "symbols") if spec.head.is_symbolic else ("symbols", "numbers")
-        advice = (
-            "Read the column as symbols, or choose another head."
-            if spec.head.is_symbolic
-            else "Choose `head: {kind: symbols}` with `scaling: none`, or a column of numbers."
-        )
-        raise BadSpec(
-            f"Expected {kinds[1]} for a {spec.head.kind} head; series {panel.series[0].id!r} has {kinds[0]}. {advice}",
-            where="head.kind",
-        )
-    if not spec.head.is_symbolic:
-        return panel, spec
-    vocabulary = spec.head.vocabulary
-    if not vocabulary:
-        steps = held_out_steps + spec.validation_steps
-        vocabulary = learn_vocabulary(hold_out(panel, steps, min_history=spec.min_steps + 1).history)
-    return recode_panel(panel, vocabulary), spec.with_vocabulary(vocabulary)
 
 
 def build_symbol_panel(

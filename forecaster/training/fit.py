@@ -16,7 +16,7 @@ from torch import Tensor
 from forecaster.bundle.pretrained.base import specialize_base
 from forecaster.data.calendar import default_season
 from forecaster.data.encoding import Encoding, fit_encoding
-from forecaster.data.symbols import recode_panel, settle_vocabulary
+from forecaster.data.symbols import recode_panel
 from forecaster.data.windows import derive_epoch_seed
 from forecaster.errors import BadSpec, InputError
 from forecaster.evaluation.validation import (
@@ -54,6 +54,7 @@ from forecaster.training.processes import (
     validate_shares,
 )
 from forecaster.training.progress_callback import ProgressCallback
+from forecaster.training.vocabulary import settle_vocabulary
 
 
 class FitResult(NamedTuple):

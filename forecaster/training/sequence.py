@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from forecaster.bundle.pretrained.base import zero_shot_predictor
 from forecaster.data.profile import build_training_profile
 from forecaster.data.split import hold_out, sample_panel
-from forecaster.data.symbols import SYMBOL_SCORES_FACT, settle_vocabulary
+from forecaster.data.symbols import SYMBOL_SCORES_FACT
 from forecaster.engines.statistical.blend import NETWORK, format_blend_weights, require_packages
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import ForecastFunction, build_baselines
@@ -29,6 +29,7 @@ from forecaster.training.datamodule import split_panel
 from forecaster.training.fit import FitResult, fit, refit
 from forecaster.training.lightning import Logger, pl
 from forecaster.training.model_card import compute_reliable_horizon, describe_sample, replace_nonfinite
+from forecaster.training.vocabulary import settle_vocabulary
 
 _log = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from forecaster.data.symbols import (
     decode_symbols,
     learn_vocabulary,
     recode_panel,
-    settle_vocabulary,
 )
 from forecaster.errors import BadSpec, NoData
 from forecaster.prediction.symbol_sequences import continue_sequence, predict_next_symbols, score_sequences
 from forecaster.spec import NetworkSpec, TrainingSpec
 from forecaster.training.fit import FitResult, fit
 from forecaster.training.sequences import build_sequence_spec, fit_sequences
+from forecaster.training.vocabulary import settle_vocabulary
 from tests.factories import make_panel, make_spec, make_wave
 
 pytestmark = pytest.mark.integration
