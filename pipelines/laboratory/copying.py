@@ -51,7 +51,7 @@ def run_copying(
     networks: Sequence[tuple[CellKind, int]] = (("elman", 2), ("gru", 2), ("lstm", 1), ("lstm", 2)),
 ) -> Findings:
     """Trains networks of one or two layers, and tests them on words that the training did not have."""
-    settings = settings or LanguageSettings(steps=4000, learning_rate=0.01)
+    settings = settings or LanguageSettings(learning_rate=0.01, rate_without_gates=0.01)
     training, held_out = split_words(seed)
     measures: dict[str, dict[str, float]] = {}
     curves: dict[str, dict[str, Sequence[float]]] = {}
