@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from forecaster.errors import InputError
 from pipelines.commands.options import validate_counts
 
 
@@ -40,6 +41,8 @@ def lab(
     from pipelines.laboratory.table import format_experiment
 
     validate_counts(seeds=seeds)
+    if seed < 0:
+        raise InputError(f"Expected --seed of at least 0; found {seed}. Use another first seed.", where="seed")
     experiments, progress = find_experiments(names), create_display()
     if not experiments:
         width = max(len(experiment.name) for experiment in EXPERIMENTS) + 2

@@ -51,7 +51,7 @@ def run_copying(
     networks: Sequence[tuple[CellKind, int]] = (("elman", 2), ("gru", 2), ("lstm", 1), ("lstm", 2)),
 ) -> Findings:
     """Trains networks of one or two layers, and tests them on words that the training did not have."""
-    settings = settings or LanguageSettings(steps=4000, learning_rate=0.01)
+    settings = settings or LanguageSettings(learning_rate=0.01, rate_without_gates=0.01)
     training, held_out = split_words(seed)
     measures: dict[str, dict[str, float]] = {}
     curves: dict[str, dict[str, Sequence[float]]] = {}
@@ -76,15 +76,15 @@ def draw_copying(trials: Sequence[Trial]) -> Figure:
     name = list(trials[0].curves)[-1]
     curves = trials[0].curves[name]
     layers = sorted({label.split(",")[0] for label in curves})
-    figure, axes = create_axes(columns=len(layers), width=4.5 * len(layers), height=3.0)
-    for one, layer in zip(axes, layers, strict=True):
+    figure, all_axes = create_axes(columns=len(layers), width=4.5 * len(layers), height=3.0)
+    for axes, layer in zip(all_axes, layers, strict=True):
         states = np.array([curve for label, curve in curves.items() if label.startswith(f"{layer},")])
         limit = float(np.abs(states).max())
-        image = one.imshow(states, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit)
-        figure.colorbar(image, ax=one, shrink=0.8)
-        one.grid(visible=False)
-        one.set_xticks(range(len(_DRAWN)), list(_DRAWN), color=HISTORY_COLOR)
-        label_axes(one, title=f"{name}: cell states of {layer}", x="", y="unit")
+        image = axes.imshow(states, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit)
+        figure.colorbar(image, ax=axes, shrink=0.8)
+        axes.grid(visible=False)
+        axes.set_xticks(range(len(_DRAWN)), list(_DRAWN), color=HISTORY_COLOR)
+        label_axes(axes, title=f"{name}: cell states of {layer}", x="", y="unit")
     return figure
 
 

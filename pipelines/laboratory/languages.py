@@ -35,6 +35,7 @@ class LanguageSettings:
         steps: Optimiser steps.
         batch: Words of a batch.
         learning_rate: Highest learning rate, which decays to zero with a cosine.
+        rate_without_gates: The same for cells without gates.
     """
 
     cells: tuple[CellKind, ...] = ("elman", "relu", "gru", "lstm")
@@ -42,6 +43,7 @@ class LanguageSettings:
     steps: int = 4000
     batch: int = 10
     learning_rate: float = 0.06
+    rate_without_gates: float = 0.03
 
 
 class Word(NamedTuple):
@@ -65,7 +67,7 @@ def train_on_words(
         steps=settings.steps,
         epoch_steps=settings.steps,
         batch=settings.batch,
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.learning_rate if cell in ("gru", "lstm") else settings.rate_without_gates,
         schedule="cosine",
         seed=seed,
         valid_windows=0,

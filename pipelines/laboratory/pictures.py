@@ -22,11 +22,11 @@ CELL_COLORS = {
 def create_axes(*, columns: int, rows: int = 1, width: float = 11.0, height: float = 3.6) -> tuple[Figure, list[Axes]]:
     """Returns a figure and its axes, row by row; sizes are in inches, the height is that of one row."""
     figure = Figure(figsize=(width, height * rows), dpi=100, layout="constrained")
-    axes = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(axis="y", color=GRID_COLOR, linewidth=0.6)
-    return figure, axes
+    all_axes = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+    for axes in all_axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=GRID_COLOR, linewidth=0.6)
+    return figure, all_axes
 
 
 def color_of(cell: str) -> str:

@@ -17,14 +17,12 @@ from forecaster.storage.atomic import write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Cell = str
-"""What is compared within an experiment, by its name: usually a kind of cell."""
 _DIGITS = 5  # significant digits of stored numbers
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The result of one seed of an experiment.
+    """The result of one seed of an experiment, which compares several variants: kinds of cell, and what stands beside them.
 
     Attributes:
         experiment: Name of the experiment.
@@ -32,9 +30,9 @@ class Trial:
         seconds: Duration of the trial.
         cpu_seconds: Processor time of the trial, which depends less on what else the machine does.
         machine: Versions and threads, on which times depend.
-        measures: Figures by cell and by name of the measure.
-        curves: Sequences of numbers for pictures, by cell and name.
-        texts: Texts that belong to the result, by cell and name.
+        measures: Figures by variant and by name of the measure.
+        curves: Sequences of numbers for pictures, by variant and name.
+        texts: Texts that belong to the result, by variant and name.
     """
 
     experiment: str
@@ -42,9 +40,9 @@ class Trial:
     seconds: float
     cpu_seconds: float
     machine: str
-    measures: Mapping[Cell, Mapping[str, float]]
-    curves: Mapping[Cell, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    texts: Mapping[Cell, Mapping[str, str]] = field(default_factory=dict)
+    measures: Mapping[str, Mapping[str, float]]
+    curves: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    texts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Writes the trial as `EXPERIMENT-SEED.json`, one line for each field."""
@@ -57,9 +55,9 @@ class Trial:
 class Findings:
     """What an experiment measured, before it becomes a trial; fields as in `Trial`."""
 
-    measures: Mapping[Cell, Mapping[str, float]]
-    curves: Mapping[Cell, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    texts: Mapping[Cell, Mapping[str, str]] = field(default_factory=dict)
+    measures: Mapping[str, Mapping[str, float]]
+    curves: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    texts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 class Measure(NamedTuple):

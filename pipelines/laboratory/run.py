@@ -70,7 +70,7 @@ def draw_experiment(experiment: Experiment, trials: Sequence[Trial], folder: Pat
 
 def write_report(path: Path, *, trials_folder: Path) -> str:
     """Writes the table of all stored trials, and returns it."""
-    text = format_report(EXPERIMENTS, {one.name: load_trials(trials_folder, one.name) for one in EXPERIMENTS})
+    text = format_report(EXPERIMENTS, {item.name: load_trials(trials_folder, item.name) for item in EXPERIMENTS})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return text

@@ -96,25 +96,25 @@ def gate_of(step: CellStep, unit: int) -> Float[np.ndarray, "step"]:
 def draw_selective(trials: Sequence[Trial]) -> Figure:
     """Draws the state of the counting unit and its gate over one word, of the first seed."""
     cells, first = list(trials[0].curves), trials[0]
-    figure, axes = create_axes(columns=1, rows=len(cells), width=9, height=2.3)
-    for one, cell in zip(axes, cells, strict=True):
-        one.plot(
+    figure, all_axes = create_axes(columns=1, rows=len(cells), width=9, height=2.3)
+    for axes, cell in zip(all_axes, cells, strict=True):
+        axes.plot(
             first.curves[cell]["counting unit"],
             color=CELL_COLORS[cell],
             linewidth=1.6,
             label="state of the counting unit",
         )
         if "gate" in first.curves[cell]:
-            gate = one.twinx()
+            gate = axes.twinx()
             gate.bar(range(len(_DRAWN)), first.curves[cell]["gate"], color=GRID_COLOR, zorder=0)
             gate.set_ylim(0, 1)
             gate.set_ylabel("gate")
             gate.spines[["top"]].set_visible(False)
-            one.set_zorder(gate.get_zorder() + 1)
-            one.patch.set_visible(False)
-        one.set_xticks(range(len(_DRAWN)), list(_DRAWN), color=HISTORY_COLOR)
+            axes.set_zorder(gate.get_zorder() + 1)
+            axes.patch.set_visible(False)
+        axes.set_xticks(range(len(_DRAWN)), list(_DRAWN), color=HISTORY_COLOR)
         label_axes(
-            one, title=f"{cell}: counting unit (line) and the gate through which it is written (bars)", x="", y="state"
+            axes, title=f"{cell}: counting unit (line) and the gate through which it is written (bars)", x="", y="state"
         )
     return figure
 

@@ -174,6 +174,7 @@ def draw_sine(trials: Sequence[Trial]) -> Figure:
     by_iteration.set_yscale("log")
     label_axes(by_iteration, title="One-step error on all windows", x="iteration", y="mean squared error")
     draw_curves(by_horizon, trials, "free-running RMSE")
+    by_horizon.set_yscale("log")
     label_axes(by_horizon, title="Free running past the end", x="horizon in steps", y="RMSE up to the horizon")
     draw_curves(by_lag, trials, "gradient by lag, trained")
     draw_curves(by_lag, trials, "gradient by lag, random weights", linestyle=":", label="{}, random weights")

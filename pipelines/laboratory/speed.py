@@ -155,16 +155,16 @@ def _time(call: Callable[[], object]) -> float:
 def draw_speed(trials: Sequence[Trial]) -> Figure:
     """Draws the steps per second of each way and the limit, for each cell and size."""
     first = trials[0].measures
-    figure, axes = create_axes(columns=2, rows=-(-len(first) // 2), width=11, height=1.9)
-    for one, (name, measures) in zip(axes, first.items(), strict=False):
+    figure, all_axes = create_axes(columns=2, rows=-(-len(first) // 2), width=11, height=1.9)
+    for axes, (name, measures) in zip(all_axes, first.items(), strict=False):
         labels = [label for label in (*WAYS, "limit of the products") if label in measures]
         rates = [measures[label] for label in labels]
-        one.barh(range(len(labels)), rates, color=["#64748b"] * (len(labels) - 1) + ["#c9ced6"])
-        one.set_yticks(range(len(labels)), labels, fontsize=8)
-        one.invert_yaxis()
-        one.grid(visible=False)
-        one.xaxis.set_major_formatter(EngFormatter(sep=""))
-        label_axes(one, title=name, x="steps per second, forward and backward", y="")
+        axes.barh(range(len(labels)), rates, color=["#64748b"] * (len(labels) - 1) + ["#c9ced6"])
+        axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        label_axes(axes, title=name, x="steps per second, forward and backward", y="")
     return figure
 
 

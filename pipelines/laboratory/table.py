@@ -11,7 +11,7 @@ from pipelines.laboratory.records import Experiment, Measure, Trial
 
 def format_report(experiments: Sequence[Experiment], trials: Mapping[str, Sequence[Trial]]) -> str:
     """Formats all experiments that have trials, as Markdown."""
-    parts = [format_experiment(one, trials[one.name]) for one in experiments if trials.get(one.name)]
+    parts = [format_experiment(item, trials[item.name]) for item in experiments if trials.get(item.name)]
     title = (
         "# Laboratory\n\n`make lab` runs every experiment with five seeds, except those that are stored, and writes this table; "
         "[docs/laboratory.md](../../docs/laboratory.md) explains it. A cell has the median of the seeds and their range.\n"

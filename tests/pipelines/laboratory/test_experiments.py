@@ -11,6 +11,7 @@ import pytest
 
 from forecaster.errors import InputError
 from forecaster.progress import NO_PROGRESS, Progress
+from pipelines import cli
 from pipelines.laboratory import characters, copying, counting, remembering, selective, series, sine, speed
 from pipelines.laboratory.languages import LanguageSettings
 from pipelines.laboratory.records import Experiment, Findings, Trial, load_trials
@@ -98,3 +99,17 @@ def test_the_linear_autoregression_continues_what_it_can_express() -> None:
     y = np.sin(0.3 * np.arange(1000))
     forecasts = series.forecast_linearly(y)
     assert np.abs(forecasts[10] - y[614 : 614 + 64]).max() < 1e-9
+
+
+def test_the_command_lists_experiments_and_writes_trials_pictures_and_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli.app(["lab"], result_action="return_value")
+    listed = capsys.readouterr().out
+    assert all(f"{experiment.name} " in listed for experiment in EXPERIMENTS)
+    quick = replace(find_experiments(["remembering"])[0], run=lambda seed, progress: TINY_RUNS["remembering"](seed))
+    monkeypatch.setattr("pipelines.laboratory.run.EXPERIMENTS", (quick,))
+    cli.app(["lab", "remembering", "--seeds", "2", "--out", str(tmp_path)], result_action="return_value")
+    assert "| elman |" in capsys.readouterr().out
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"remembering-0.json", "remembering-1.json", "remembering.png", "laboratory.md"}
