@@ -1,4 +1,4 @@
-"""The programs of docs/first-steps.md, docs/explaining.md and docs/python.md: they run as they are printed, and have as many lines as they say."""
+"""The programs of first-steps.md, explaining.md and python.md run as they are printed, and have as many lines as they say."""
 
 from __future__ import annotations
 
