@@ -37,6 +37,7 @@ MODULES_WITH_RECORDS = [
     "forecaster.explain.states",
     "forecaster.explain.atlas",
     "forecaster.explain.similar",
+    "forecaster.explain.signals",
     "forecaster.evaluation.backtest",
     "forecaster.evaluation.blend_weights",
     "forecaster.evaluation.drift_detection",

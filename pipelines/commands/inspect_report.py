@@ -155,12 +155,12 @@ def _render_atlas(inspection: Inspection) -> Iterator[str]:
             + (", ".join(f"{name} {count}" for name, count in followers.items()) or "none")
             + f", of {atlas.num_units} units.",
             "A row is a unit, a column a signal. The color is the share of the variance of the unit's state within the series "
-            "that the signal explains, with one coefficient for all series. A dot marks what is beyond chance, against a "
-            "baseline with the same autocorrelation. Grey was not tested.",
+            "that the signal explains, with one coefficient for all series (of a cycle, with the phase of each). A dot marks "
+            "what is beyond chance, against a baseline with the same autocorrelation. Grey was not tested.",
             "To follow is not to cause: an untrained network follows its inputs too, and signals that move together, such as "
-            "level and trend, share their followers. Shares of one unit do not add up. A unit that follows the season of each "
-            "series in another phase is missed. Time since the start shows in every unit that starts from an empty state, and in "
-            "all that follow a trend which the series share.",
+            "level and trend, share their followers. Shares of one unit do not add up. A unit that follows values follows their "
+            "season too, without any memory of it. Time since the start shows in every unit that starts from an empty state, and "
+            "in all that follow a trend which the series share.",
         )
     )
     figure = plot_followers(atlas, inspection.traces, inspection.series.id, season=inspection.model.season)
