@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import socket
@@ -27,16 +29,16 @@ from tests.system.processes import CHECKOUT
 
 PAGES = list_pages()
 BLOCKS = [block for page in PAGES for block in find_blocks(page)]
+OVERVIEW = "an overview, with arguments of different models"
 NUM_SKIPPED = {
     "a server runs until it is stopped": 6,
-    "an overview, with arguments of different models": 1,
+    OVERVIEW: 1,
     "an overview, with commands that run until they are stopped": 3,
     "another library": 5,
     "installs packages": 2,
     "needs Docker": 4,
     "needs a model with covariates": 1,
     "needs a packaged service": 2,
-    "needs a table with these columns": 1,
     "needs a tracking server": 1,
     "needs runs with these ids": 1,
     "takes hours": 1,
@@ -75,6 +77,13 @@ def make_table() -> pd.DataFrame:
     )
 
 
+def make_hourly_table() -> pd.DataFrame:
+    """Returns one hourly series with a covariate, a static column and a channel."""
+    hours = pd.date_range("2026-01-01", periods=96, freq="h")
+    columns = {"holiday": (hours.day_of_year == 1).astype(int), "region": "north", "temperature": np.arange(96.0)}
+    return pd.DataFrame({"unique_id": "load", "ds": hours, "y": np.sin(np.arange(96) * np.pi / 12), **columns})
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder with the tables that the pages name, and the pretrained network as a bundle."""
@@ -84,6 +93,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     table = make_table()
     table.to_csv("data.csv", index=False)
     table[["unique_id", "ds", "y"]].to_csv("sales.csv", index=False)
+    make_hourly_table().to_parquet("data.parquet")
     Forecaster.pretrained("MS", horizon=12).save("BUNDLE")
     (tmp_path / "bundle").symlink_to("BUNDLE")
     return tmp_path
@@ -187,6 +197,21 @@ def test_commands_are_in_blocks_that_are_marked_as_shell(page: Path) -> None:
         for text in unmarked
         if re.match(r"(?:[A-Z_]+=\S+ )*(?:forecaster|curl|python|pip|make|docker|bentoml) ", text)
     ] == []
+
+
+def test_the_calls_of_an_overview_exist() -> None:
+    """A program that lists methods with arguments of different models never runs; its methods and arguments exist."""
+    [block] = [block for block in BLOCKS if block.skip_reason == OVERVIEW]
+    calls = [node for node in ast.walk(ast.parse(block.source)) if isinstance(node, ast.Call)]
+    named = {
+        node.func.attr: node
+        for node in calls
+        if isinstance(node.func, ast.Attribute) and hasattr(Forecaster, node.func.attr)
+    }
+    assert len(named) >= 8
+    for name, node in named.items():
+        parameters = inspect.signature(getattr(Forecaster, name)).parameters
+        assert [keyword.arg for keyword in node.keywords if keyword.arg not in parameters] == [], name
 
 
 def test_every_skipped_block_has_one_of_few_reasons() -> None:
