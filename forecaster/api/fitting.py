@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from forecaster.api.messages import validate_counts
@@ -156,7 +156,8 @@ def choose_spec(panel: Panel, options: ModelOptions, *, test_windows: int, progr
         accelerator=options.accelerator,
         progress=progress,
     )
-    return selection._replace(spec=options.override(selection.spec))
+    members = selection.limit_members(options.members, progress=progress)
+    return selection._replace(spec=replace(options, members=members).override(selection.spec))
 
 
 def fit_spec(

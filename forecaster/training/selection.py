@@ -46,6 +46,16 @@ class SpecSelection(NamedTuple):
     candidates: tuple[CandidateScore, ...] = ()
     reason: str = ""
 
+    def limit_members(self, members: int | None, *, progress: Progress = NO_PROGRESS) -> int | None:
+        """Returns the requested members; none where the variant is used without training, since all would be equal.
+
+        That is reported.
+        """
+        if self.spec.training.steps or members in (None, 1):
+            return members
+        progress.report(f"The chosen variant is used without training, so it has one member instead of {members}.")
+        return None
+
 
 def select_spec(
     panel: Panel,

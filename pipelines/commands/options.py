@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -242,7 +242,8 @@ class SpecOptions:
                     checkpoint_folder=folder,
                     progress=progress,
                 )
-            yield selection._replace(spec=self._override(selection.spec, seed))
+            members = selection.limit_members(self.members, progress=progress)
+            yield selection._replace(spec=replace(self, members=members)._override(selection.spec, seed))
 
     def _override(self, spec: Spec, seed: int | None) -> Spec:
         """Returns a specification with the overrides of the command; raises BadSpec."""

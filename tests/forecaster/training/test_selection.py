@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from forecaster.bundle.pretrained.specification import base_spec
 from forecaster.errors import BadSpec
 from forecaster.evaluation.one_standard_error import PairedDifference, SimplestChoice
 from forecaster.evaluation.validation import ValidationErrors
 from forecaster.metrics import nanmean
 from forecaster.prediction.predictor import Predictor
+from forecaster.progress import Progress
 from forecaster.series import Forecast, Panel
 from forecaster.training import selection as selections
 from forecaster.training.fit import FitResult
-from forecaster.training.selection import describe_choice, describe_variant, select_on_validation
+from forecaster.training.selection import SpecSelection, describe_choice, describe_variant, select_on_validation
 from tests.factories import make_panel, make_spec, make_wave
 from tests.forecaster.training.fitting import PANEL, TRAINING, FaultInjector, SimulatedCrash, fit_on_cpu, make_fit_spec
 from tests.forecaster.training.fitting import raise_crash as crash
@@ -153,3 +155,18 @@ def test_the_choice_is_described_in_one_sentence() -> None:
     )
     every = SimplestChoice(0, 0, (np.inf, np.inf), (diverged, diverged))
     assert describe_choice(every, names, windows=2) == "Variant 1 (last) is used: all variants diverged."
+
+
+def test_a_variant_without_training_has_one_member_whatever_was_requested() -> None:
+    reports: list[str] = []
+
+    class Reports(Progress):
+        def report(self, result: str) -> None:
+            reports.append(result)
+
+    untrained = SpecSelection(base_spec(1, horizon=3, training={"initial": "base", "steps": 0}))
+    assert untrained.limit_members(5, progress=Reports()) is None
+    assert reports == ["The chosen variant is used without training, so it has one member instead of 5."]
+    assert untrained.limit_members(None, progress=Reports()) is None
+    assert SpecSelection(make_spec()).limit_members(5, progress=Reports()) == 5
+    assert len(reports) == 1
