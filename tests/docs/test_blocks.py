@@ -31,8 +31,9 @@ PAGES = list_pages()
 BLOCKS = [block for page in PAGES for block in find_blocks(page)]
 OVERVIEW = "an overview, with arguments of different models"
 NUM_SKIPPED = {
-    "a server runs until it is stopped": 6,
+    "a server runs until it is stopped": 7,
     OVERVIEW: 1,
+    "an overview, with commands of different models": 3,
     "an overview, with commands that run until they are stopped": 3,
     "another library": 5,
     "installs packages": 2,
@@ -42,8 +43,8 @@ NUM_SKIPPED = {
     "needs a tracking server": 1,
     "needs runs with these ids": 1,
     "takes hours": 1,
-    "takes minutes": 4,
-    "the scheduler runs until it is stopped": 1,
+    "takes minutes": 6,
+    "the scheduler runs until it is stopped": 2,
 }
 
 
