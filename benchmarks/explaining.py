@@ -1,6 +1,6 @@
 """What networks remember and what their units follow, beside season, context and chance.
 
-    python benchmarks/explaining.py    about three minutes on a free core
+    python benchmarks/explaining.py    about four minutes on a free core
 
 Trains a small GRU on hospital and on M4 hourly, and compares it with the same network before the training and with the
 pretrained one. Reads m4_hourly.parquet from `shared/data` beside (or in) the checkout, and exits with a message if it is
@@ -38,7 +38,7 @@ from forecaster.training.sequence import train_model
 ROOT = Path(__file__).parent.parent
 SEED = 0
 NUM_TRACED, NUM_MEASURED = 32, 8  # series of the atlas, and of the half-lives
-CALIBRATION_RUNS, CALIBRATION_UNITS, CALIBRATION_STEPS, PERMUTATIONS = 25, 20, 144, 499
+CALIBRATION_RUNS, CALIBRATION_UNITS, CALIBRATION_STEPS, PERMUTATIONS = 100, 20, 144, 499
 NETWORK = {"cell": "gru", "layers": 2, "hidden": 32}
 TRAINING = {
     "batch": 128,
