@@ -1,6 +1,6 @@
 """What networks remember and what their units follow, beside season, context and chance.
 
-    python benchmarks/explaining.py    about three minutes on a free core
+    python benchmarks/explaining.py    about four minutes on a free core
 
 Trains a small GRU on hospital and on M4 hourly, and compares it with the same network before the training and with the
 pretrained one. Reads m4_hourly.parquet from `shared/data` beside (or in) the checkout, and exits with a message if it is
@@ -24,7 +24,8 @@ import torch
 from forecaster.bundle.pretrained.base import specialize_to_panel
 from forecaster.data.datasets import load_hospital
 from forecaster.data.frames.panel import to_panel
-from forecaster.explain.atlas import Atlas, associate_clock, associate_series, associate_time, build_atlas
+from forecaster.explain.associations import associate_clock, associate_series, associate_time
+from forecaster.explain.atlas import Atlas, build_atlas
 from forecaster.explain.memory import measure_memory
 from forecaster.explain.signals import Clock
 from forecaster.explain.states import trace_states
@@ -37,7 +38,7 @@ from forecaster.training.sequence import train_model
 ROOT = Path(__file__).parent.parent
 SEED = 0
 NUM_TRACED, NUM_MEASURED = 32, 8  # series of the atlas, and of the half-lives
-CALIBRATION_RUNS, CALIBRATION_UNITS, CALIBRATION_STEPS, PERMUTATIONS = 50, 20, 144, 499
+CALIBRATION_RUNS, CALIBRATION_UNITS, CALIBRATION_STEPS, PERMUTATIONS = 100, 20, 144, 499
 NETWORK = {"cell": "gru", "layers": 2, "hidden": 32}
 TRAINING = {
     "batch": 128,
@@ -62,7 +63,7 @@ HOSPITAL = {"context": 72, "reads": "history", "horizon": 12, "season": 12, "min
 HOURLY = {"context": 168, "reads": "window", "horizon": 48, "season": 24, "min_history": 96}
 DATA_SETS = (
     DataSet("hospital", HOSPITAL | {"training": TRAINING | {"steps": 400}}, false_season=7),
-    DataSet("M4 hourly", HOURLY | {"training": TRAINING | {"steps": 1500}}, false_season=17),
+    DataSet("M4 hourly", HOURLY | {"training": TRAINING | {"steps": 600}}, false_season=17),
 )
 
 
@@ -215,7 +216,12 @@ def measure_chance(memory: float, num_series: int, rng: np.random.Generator) -> 
         *associate_series(states, signals, ["value", "level"], permutations=PERMUTATIONS, rng=rng),
         associate_time(states, [windows] * num_series, permutations=PERMUTATIONS, rng=rng),
         associate_clock(
-            states, [grid] * num_series, Clock("season", 12.0, (1, 2, 3)), permutations=PERMUTATIONS, rng=rng
+            states,
+            [grid] * num_series,
+            [windows] * num_series,
+            Clock("season", 12.0, (1, 2, 3)),
+            permutations=PERMUTATIONS,
+            rng=rng,
         ),
     ]
     found = {association.signal: association.p for association in associations}

@@ -35,7 +35,7 @@ MODULES_WITH_RECORDS = [
     "forecaster.evaluation.sequential_test",
     "forecaster.explain.plots",
     "forecaster.explain.states",
-    "forecaster.explain.atlas",
+    "forecaster.explain.associations",
     "forecaster.explain.similar",
     "forecaster.explain.signals",
     "forecaster.evaluation.backtest",

@@ -124,6 +124,21 @@ def test_a_trend_is_not_taken_for_a_season() -> None:
     assert (atlas.table.query("signal == 'season'")["share"] < 0.01).all()
 
 
+def test_the_start_of_a_window_is_not_taken_for_a_season() -> None:
+    """Windows of four seasons begin at one phase, and with a state that is not yet settled."""
+    rng = np.random.default_rng(0)
+    settling = np.tile(np.exp(-np.arange(48)[:, None] / [1.0, 3.0, 6.0]), (4, 1))
+    traces = []
+    for number in range(10):
+        trace = make_trace(rng.normal(size=192), settling + 0.05 * rng.normal(size=(192, 3)), name=f"s{number}")
+        trace.windows[:] = np.arange(192) // 48
+        traces.append(trace)
+    atlas = build_atlas(traces, season=SEASON)
+    assert atlas.table.query("signal == 'season'")["p"].notna().all()
+    assert atlas.count_significant()["season"] == 0
+    assert atlas.count_significant()["time"] == 3
+
+
 def test_what_cannot_be_tested_is_named() -> None:
     rng = np.random.default_rng(0)
     traces = [make_trace(rng.normal(size=30), rng.normal(size=(30, 2)), name=f"s{number}") for number in range(8)]
