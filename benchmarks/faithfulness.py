@@ -141,7 +141,7 @@ class Measurement(NamedTuple):
 
 
 def load_case(name: str, *, selection: bool) -> Case:
-    """Loads a set: the last window of evenly spaced series, or the last windows of a single one; or those before, for a choice."""
+    """Loads the histories before the last window of evenly spaced series, or before the last windows of a single series."""
     benchmark = SETS[name]
     folder = next((path for path in (ROOT / "shared" / "data", ROOT.parent / "shared" / "data") if path.is_dir()), None)
     if folder is None:
@@ -316,15 +316,16 @@ def report_lines(names: Sequence[str]) -> Iterator[str]:
     yield (
         "AOPCR (area over the perturbation curve for regression, Ozyegen, Ilic and Cevik 2022; exact definition: "
         "`forecaster/explain/faithfulness.py`) in units of the scale of MASE, mean over "
-        f"{NUM_HISTORIES} histories ({LEVEL:.0%} interval of a bootstrap over histories): the larger, the more faithful. Values are "
-        "replaced by the mean of the history, and the changed history is forecast anew. The histories end before the last window of "
-        "evenly spaced series, or before the last windows of a single series (us_births, bike_sharing). *Small*: a network "
-        f"that was trained for {TRAINING['steps']} steps on the data before; *pretrained*: `base`, without covariates. "
-        "*Gap*: what the attributions miss of forecast minus baseline, the largest of all histories. Seconds are CPU seconds of one "
-        f"explanation with its AOPCR, mean (largest), of at most {STEPS} steps.\n"
+        f"{NUM_HISTORIES} histories ({LEVEL:.0%} interval of a bootstrap over histories): the larger, the more faithful. Values "
+        "are replaced by the mean of the history, and the changed history is forecast anew. The histories end before the last "
+        "window of evenly spaced series, or before the last windows of a single series (us_births, bike_sharing). *Small*: a "
+        f"network that was trained for {TRAINING['steps']} steps on the data before; *pretrained*: `base`, without covariates. "
+        "*Gap*: what the attributions miss of forecast minus baseline, the largest of all histories. Seconds are CPU seconds of "
+        f"one explanation with its AOPCR, mean (largest), of at most {STEPS} steps.\n"
     )
     yield (
-        "| data | network | integrated gradients | straight path only | input x gradient | occlusion | random | gap | points | s |"
+        "| data | network | integrated gradients | straight path only | input x gradient | occlusion | random | gap | points "
+        "| s |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|"
     differences = []
@@ -337,7 +338,8 @@ def report_lines(names: Sequence[str]) -> Iterator[str]:
             cells = [format_mean(result.aopcr[column]) for column in columns]
             seconds = f"{result.seconds.mean():.2f} ({result.seconds.max():.2f})"
             yield (
-                f"| {name} | {label} | {' | '.join(cells)} | {result.completeness.max():.1%} | {result.points.mean():.0f} | {seconds} |"
+                f"| {name} | {label} | {' | '.join(cells)} | {result.completeness.max():.1%} | {result.points.mean():.0f} "
+                f"| {seconds} |"
             )
             ours = result.aopcr[columns[0]]
             compared = [format_mean(ours - result.aopcr[column]) for column in columns[1:]]
