@@ -24,7 +24,7 @@ from forecaster.series import Series
 from forecaster.shapes import Float64
 
 MAX_STEPS = 1024  # largest number of explained steps; earlier steps are read but not explained
-_SMALL_CHANGE = 0.01  # a smaller change of the forecast, relative to the largest replacement, counts as this large
+SMALL_CHANGE = 0.01  # a smaller change of the forecast, relative to the largest replacement, counts as this large
 METHODS = {
     "half_life": "the number of latest steps that account for half of the total influence on the final state. The influence of "
     "a step is the Frobenius norm of the derivative of that state with respect to the inputs of the recurrence at the step. If "
@@ -200,7 +200,7 @@ def _attribute_forecast(
     explained = ExplainedInput.from_input(
         inputs, steps=steps, horizon=horizon, channels=tuple(model.spec.channels), encoding=model.encoding
     )
-    floor = _SMALL_CHANGE * float(np.nan_to_num(np.abs(explained.entries - explained.reference)[:steps]).max())
+    floor = SMALL_CHANGE * float(np.nan_to_num(np.abs(explained.entries - explained.reference)[:steps]).max())
     forecast = NetworkForecast(model.networks, explained)
     integral = integrate_gradients(forecast, explained, floor=floor)
     by_column = {
