@@ -25,6 +25,7 @@ import torch
 
 from forecaster.bundle.pretrained.base import specialize_base
 from forecaster.data.frames.panel import to_panel
+from forecaster.explain.attribution import SMALL_CHANGE
 from forecaster.explain.explained_input import ExplainedInput
 from forecaster.explain.faithfulness import measure_faithfulness, predict_with_engine
 from forecaster.explain.integrated_gradients import NUM_SPLITS, TOLERANCE, NetworkForecast, integrate_gradients
@@ -141,7 +142,7 @@ class Measurement(NamedTuple):
 
 
 def load_case(name: str, *, selection: bool) -> Case:
-    """Loads a set: the last window of evenly spaced series, or the last windows of a single one; or those before, for a choice."""
+    """Loads the histories before the last window of evenly spaced series, or before the last windows of a single series."""
     benchmark = SETS[name]
     folder = next((path for path in (ROOT / "shared" / "data", ROOT.parent / "shared" / "data") if path.is_dir()), None)
     if folder is None:
@@ -230,10 +231,11 @@ def measure(
         explained = explained._replace(reference=reference(explained, model.season))
         forecast = NetworkForecast([network.eval() for network in model.networks], explained)
         scale = history_scale(series.y, model.season)
+        floor = SMALL_CHANGE * float(np.nanmax(np.abs(explained.entries - explained.reference)[: explained.steps]))
         aopcr, error, points, seconds = {}, 0.0, 0, 0.0
         for count in splits:
             started = time.process_time()
-            integral = integrate_gradients(forecast, explained, floor=0.01 * scale, splits=count)
+            integral = integrate_gradients(forecast, explained, floor=floor, splits=count)
             result = measure_faithfulness(
                 explained,
                 forecast.predict if forecast.resumes else predict_with_engine(predictor.engine, explained),
@@ -243,7 +245,7 @@ def measure(
             assert result is not None, "no history is constant"
             aopcr |= {method: value / scale for method, value in result.aopcr.items() if method != METHOD}
             aopcr[label_splits(count)] = result.aopcr[METHOD] / scale
-            error = abs(integral.gap) / max(abs(integral.end - integral.start), 0.01 * scale)
+            error = abs(integral.gap) / max(abs(integral.end - integral.start), floor)
             points, seconds = integral.points, time.process_time() - started
         rows.append((aopcr, error, points, seconds))
     methods = {method: np.array([row[0][method] for row in rows]) for method in rows[0][0]}
@@ -316,15 +318,17 @@ def report_lines(names: Sequence[str]) -> Iterator[str]:
     yield (
         "AOPCR (area over the perturbation curve for regression, Ozyegen, Ilic and Cevik 2022; exact definition: "
         "`forecaster/explain/faithfulness.py`) in units of the scale of MASE, mean over "
-        f"{NUM_HISTORIES} histories ({LEVEL:.0%} interval of a bootstrap over histories): the larger, the more faithful. Values are "
-        "replaced by the mean of the history, and the changed history is forecast anew. The histories end before the last window of "
-        "evenly spaced series, or before the last windows of a single series (us_births, bike_sharing). *Small*: a network "
-        f"that was trained for {TRAINING['steps']} steps on the data before; *pretrained*: `base`, without covariates. "
-        "*Gap*: what the attributions miss of forecast minus baseline, the largest of all histories. Seconds are CPU seconds of one "
-        f"explanation with its AOPCR, mean (largest), of at most {STEPS} steps.\n"
+        f"{NUM_HISTORIES} histories ({LEVEL:.0%} interval of a bootstrap over histories): the larger, the more faithful. Values "
+        "are replaced by the mean of the history, and the changed history is forecast anew. The histories end before the last "
+        "window of evenly spaced series, or before the last windows of a single series (us_births, bike_sharing). *Small*: a "
+        f"network that was trained for {TRAINING['steps']} steps on the data before; *pretrained*: `base`, without covariates. "
+        "*Gap*: what the attributions miss of forecast minus baseline, the largest of all histories, and in how many it is more "
+        f"than {TOLERANCE:.0%}. Seconds are CPU seconds of one explanation with its AOPCR, mean (largest), of at most {STEPS} "
+        "steps.\n"
     )
     yield (
-        "| data | network | integrated gradients | straight path only | input x gradient | occlusion | random | gap | points | s |"
+        "| data | network | integrated gradients | straight path only | input x gradient | occlusion | random | gap | points "
+        "| s |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|"
     differences = []
@@ -335,10 +339,9 @@ def report_lines(names: Sequence[str]) -> Iterator[str]:
                 [model] * len(case.histories), case.histories, horizon=SETS[name].horizon, splits=(0, NUM_SPLITS)
             )
             cells = [format_mean(result.aopcr[column]) for column in columns]
+            gap = f"{result.completeness.max():.1%} ({(result.completeness > TOLERANCE).sum()})"
             seconds = f"{result.seconds.mean():.2f} ({result.seconds.max():.2f})"
-            yield (
-                f"| {name} | {label} | {' | '.join(cells)} | {result.completeness.max():.1%} | {result.points.mean():.0f} | {seconds} |"
-            )
+            yield (f"| {name} | {label} | {' | '.join(cells)} | {gap} | {result.points.mean():.0f} | {seconds} |")
             ours = result.aopcr[columns[0]]
             compared = [format_mean(ours - result.aopcr[column]) for column in columns[1:]]
             differences.append(f"| {name} | {label} | {' | '.join(compared)} |")

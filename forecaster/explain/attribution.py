@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from forecaster.data.windows import Window
-from forecaster.engines.engine import RolloutInput
+from forecaster.engines.engine import Engine, RolloutInput
 from forecaster.explain.explained_input import TARGET, ExplainedInput
 from forecaster.explain.faithfulness import Faithfulness, measure_faithfulness, predict_with_engine
 from forecaster.explain.integrated_gradients import TOLERANCE, NetworkForecast, PathIntegral, integrate_gradients
@@ -24,7 +24,7 @@ from forecaster.series import Series
 from forecaster.shapes import Float64
 
 MAX_STEPS = 1024  # largest number of explained steps; earlier steps are read but not explained
-_SMALL_CHANGE = 0.01  # a smaller change of the forecast, relative to the largest replacement, counts as this large
+SMALL_CHANGE = 0.01  # a smaller change of the forecast, relative to the largest replacement, counts as this large
 METHODS = {
     "half_life": "the number of latest steps that account for half of the total influence on the final state. The influence of "
     "a step is the Frobenius norm of the derivative of that state with respect to the inputs of the recurrence at the step. If "
@@ -32,11 +32,11 @@ METHODS = {
     "gates": "means over the units of a layer, at each step; the half-life of a layer is what the mean of its update (GRU) or "
     "forget gate (LSTM) alone implies, without the recurrent weights. This interpretation of gates is ours",
     "attribution": "integrated gradients (Sundararajan, Taly and Yan 2017) of the mean forecast over the horizon, through the "
-    "rollout that serves, from a reference to the given input. In the reference, values of y and of channels are the mean of "
-    "those that are explained, numeric covariates their mean in the training data, categories none, and calendar features 0. "
-    "Paths have two straight legs, a random half of the values on each; the mean over eight paths is reported. The scale is "
-    "measured on every point of a path; static columns are held constant. The attributions sum to forecast minus baseline, up to "
-    "`gap`: points are added until that is at most 1 %",
+    "rollout that serves, to the given input from next to a reference (a fiftieth of each deviation is left). In the reference, "
+    "values of y and of channels are the mean of those that are explained, numeric covariates their mean in the training data, "
+    "categories none, and calendar features 0. Paths have two straight legs, a random half of the values on each; the mean over "
+    "eight paths is reported. The scale is measured on every point of a path; static columns are held constant. The attributions "
+    "sum to forecast minus baseline, up to `gap`: points are added until that is at most 1 %",
     "faithfulness": "area over the perturbation curve for regression (AOPCR; Ozyegen, Ilic and Cevik 2022, after Samek et al. "
     "2017): the change of the served forecast when the values with the largest contributions are replaced by the reference, mean "
     "over shares of 5 % to 50 %, and over the values that raise and those that lower the forecast. The same for other rankings: "
@@ -74,8 +74,9 @@ class Explanation:
         attribution: Contribution of each value of y to the forecast, in data units; 0 where missing.
         channels: Contributions of the channels' values, by name of the channel.
         forecast: Mean forecast of the network over the horizon, the median of all members; for a blend, of the network alone.
-        baseline: The same forecast of the reference: the explained values of y and of each channel are their mean, and covariates
-            are at the mean of the training data or have no category.
+        baseline: The same forecast next to the reference, in which the explained values of y and of each channel are their mean,
+            and covariates are at the mean of the training data or have no category. A fiftieth of each deviation from it is
+            left, because the forecast of an exactly constant history may be another one.
         integration_error: Forecast minus baseline minus the sum of attributions, due to numerical integration.
         notes: Remarks for the reader.
         segment: Number of time points that one step of the recurrence reads. Influence, gates and norm have one value per
@@ -138,30 +139,10 @@ def explain(
     ]
     mean_influence = np.mean([trace.influence for trace in traces], axis=0)
     total = mean_influence.sum()
-    explained = ExplainedInput.from_input(
-        inputs,
-        steps=num_shown,
-        horizon=horizon_steps,
-        channels=tuple(model.spec.channels),
-        encoding=model.encoding,
+    attributed = _attribute_forecast(
+        model, inputs, predictor.engine, steps=num_shown, horizon=horizon_steps, with_faithfulness=faithfulness
     )
-    floor = _SMALL_CHANGE * float(np.nan_to_num(np.abs(explained.entries - explained.reference)[:num_shown]).max())
-    forecast = NetworkForecast(networks, explained)
-    integral = integrate_gradients(forecast, explained, floor=floor)
-    by_column = {
-        column.name: np.bincount(column.steps, weights=integral.contributions[column.entries])
-        for column in explained.columns
-    }
-    attribution = by_column.pop(TARGET)
-    channels = {name: by_column.pop(name) for name in model.spec.channels}
-    measured = None
-    if faithfulness and np.isfinite(integral.end):
-        measured = measure_faithfulness(
-            explained,
-            forecast.predict if forecast.resumes else predict_with_engine(predictor.engine, explained),
-            contributions=integral.contributions,
-            final_gradient=integral.final_gradient,
-        )
+    integral, by_column = attributed.integral, dict(attributed.by_column)
     return Explanation(
         id=series.id,
         horizon=horizon_steps,
@@ -172,8 +153,8 @@ def explain(
             np.repeat(mean_influence / total if total > 0 else mean_influence, segment) / segment, num_shown
         ),
         layers=layers,
-        attribution=attribution,
-        channels=channels,
+        attribution=by_column.pop(TARGET),
+        channels={name: by_column.pop(name) for name in model.spec.channels},
         forecast=integral.end,
         baseline=integral.start,
         integration_error=integral.gap,
@@ -181,17 +162,66 @@ def explain(
             model,
             series,
             num_shown,
-            integral,
+            attributed,
             is_clipped=bool((served.mean != unbounded.mean).any()),
-            floor=floor,
         ),
         segment=segment,
         covariates=by_column,
         future_ds=served.ds,
-        reference=float(np.fmax.reduce(explained.reference[:num_shown])),
-        completeness_error=_completeness_error(integral, floor=floor),
+        reference=attributed.reference,
+        completeness_error=attributed.completeness_error,
         integration_points=integral.points,
-        faithfulness=measured,
+        faithfulness=attributed.faithfulness,
+    )
+
+
+class _Attributions(NamedTuple):
+    """The attributions of one forecast.
+
+    Attributes:
+        integral: The integral that they are.
+        by_column: Their sum by column and step.
+        reference: The value of y in the reference.
+        completeness_error: As of `Explanation`.
+        faithfulness: As of `Explanation`.
+    """
+
+    integral: PathIntegral
+    by_column: Mapping[str, Float64[np.ndarray, "_"]]
+    reference: float
+    completeness_error: float
+    faithfulness: Faithfulness | None
+
+
+def _attribute_forecast(
+    model: FittedModel, inputs: RolloutInput, engine: Engine, *, steps: int, horizon: int, with_faithfulness: bool
+) -> _Attributions:
+    """Attributes the mean forecast to the last steps of an input of one row."""
+    explained = ExplainedInput.from_input(
+        inputs, steps=steps, horizon=horizon, channels=tuple(model.spec.channels), encoding=model.encoding
+    )
+    floor = SMALL_CHANGE * float(np.nan_to_num(np.abs(explained.entries - explained.reference)[:steps]).max())
+    forecast = NetworkForecast(model.networks, explained)
+    integral = integrate_gradients(forecast, explained, floor=floor)
+    by_column = {
+        column.name: np.bincount(column.steps, weights=integral.contributions[column.entries])
+        for column in explained.columns
+    }
+    faithfulness = None
+    if with_faithfulness and np.isfinite(integral.end):
+        faithfulness = measure_faithfulness(
+            explained,
+            forecast.predict if forecast.resumes else predict_with_engine(engine, explained),
+            contributions=integral.contributions,
+            final_gradient=integral.final_gradient,
+        )
+    change = max(abs(integral.end - integral.start), floor)
+    return _Attributions(
+        integral,
+        by_column,
+        float(np.fmax.reduce(explained.reference[:steps])),
+        abs(integral.gap) / change if change > 0 else 0.0,
+        faithfulness,
     )
 
 
@@ -241,16 +271,10 @@ def _last_values(values: Float64[np.ndarray, "_"], count: int, *, fill: float = 
     return np.concatenate([np.full(max(0, count - len(values)), fill), values])[-count:]
 
 
-def _completeness_error(integral: PathIntegral, *, floor: float) -> float:
-    """Returns the gap of an integral relative to the change of the forecast, which counts as at least `floor`."""
-    change = max(abs(integral.end - integral.start), floor)
-    return abs(integral.gap) / change if change > 0 else 0.0
-
-
 def _explanation_notes(
-    model: FittedModel, series: Series, shown_steps: int, integral: PathIntegral, *, is_clipped: bool, floor: float
+    model: FittedModel, series: Series, shown_steps: int, attributed: _Attributions, *, is_clipped: bool
 ) -> tuple[str, ...]:
-    notes = []
+    notes, integral = [], attributed.integral
     if is_clipped:
         notes.append("The forecast is clipped at a bound of the model; the explanation covers it before.")
     if model.blend_weights:
@@ -261,7 +285,7 @@ def _explanation_notes(
         notes.append(
             f"The last {shown_steps} of {len(series)} steps are explained; the effect of earlier steps is held constant."
         )
-    if _completeness_error(integral, floor=floor) > TOLERANCE:
+    if attributed.completeness_error > TOLERANCE:
         notes.append(
             f"The attributions miss forecast minus baseline by {integral.gap:.3g}, which is more than {TOLERANCE:.0%}, with "
             f"{integral.points} points of the path."

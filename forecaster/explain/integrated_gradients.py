@@ -19,6 +19,7 @@ from forecaster.shapes import Float64
 TOLERANCE = 0.01  # of the sum of attributions, relative to what it should be
 MAX_POINTS = 1024  # of the paths at which gradients are evaluated
 NUM_SPLITS = 4  # random halves of the values; each gives two paths
+_START = 0.02  # of the way: paths begin here, because forecasts of an exactly constant history may jump
 _BEND = 0.1  # of the way; at 0 the forecast may jump, because values that did not move are all equal
 _ORDER = 6  # points of Gauss-Legendre quadrature on each part of a path
 _LARGEST_SUM = 4.0  # sum of the sizes of all errors, relative to the largest sum of errors
@@ -26,12 +27,12 @@ _MAX_STEPS_AT_ONCE = 1 << 16  # of all points that are evaluated together; bound
 
 
 class PathIntegral(NamedTuple):
-    """The integral of the gradient from the reference to the input, mean over paths.
+    """The integral of the gradient from the start of the paths, next to the reference, to the input; the mean over paths.
 
     Attributes:
         contributions: Of each entry; 0 where the entry is missing.
         final_gradient: The gradient at the input.
-        start: The forecast at the reference.
+        start: The forecast at the start of the paths.
         end: The forecast of the input.
         points: Number of gradients.
     """
@@ -76,11 +77,11 @@ def integrate_gradients(
     """Integrates the gradient of the mean forecast over the horizon (Sundararajan, Taly and Yan 2017).
 
     The forecast is the median of the members, as it is served; the scale is measured on each point. The result is the mean of
-    path methods (their section 4, which are complete: Friedman 2004). Each path goes from the reference to the input in two
-    straight legs: a random half of the values arrives first, while the other half has moved by _BEND, and then the other half
-    arrives; with the halves exchanged, this is the second path of a split. Without splits there is one straight path (their
-    equation 1). The gradient of a network that is free of the scale is the same everywhere on it, so that these attributions
-    ignore how values act together.
+    path methods (their section 4, which are complete: Friedman 2004). Each path goes to the input from next to the reference
+    (_START) in two straight legs: a random half of the values arrives first, while the other half has moved by _BEND, and then
+    the other half arrives; with the halves exchanged, this is the second path of a split. Without splits there is one straight
+    path (their equation 1). The gradient of a network that is free of the scale is the same everywhere on it, so that these
+    attributions ignore how values act together.
 
     By the gradient theorem, contributions on each part of a path sum to the change of the forecast along it, so the error of
     each part is known. The parts with the largest errors are halved until the sum of all errors is at most `tolerance` times the
@@ -155,9 +156,10 @@ def _halve(forecast: NetworkForecast, parts: Sequence[_Part]) -> list[_Part]:
 def _build_paths(
     explained: ExplainedInput, *, splits: int, seed: int
 ) -> tuple[Float64[np.ndarray, "vertex entry"], list[tuple[int, int]]]:
-    """Returns the corners of all paths, of which the first is the reference and the second the input, and their legs."""
+    """Returns the corners of all paths, of which the first is their start and the second the input, and their legs."""
     entries, reference = np.nan_to_num(explained.entries), np.nan_to_num(explained.reference)
-    vertices, edges = [reference, entries], [(0, 1)] if splits == 0 else []
+    start = reference + _START * (entries - reference)
+    vertices, edges = [start, entries], [(0, 1)] if splits == 0 else []
     rng = np.random.default_rng(seed)
     for _ in range(splits):
         is_first = np.zeros(len(entries), dtype=bool)

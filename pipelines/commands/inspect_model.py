@@ -198,7 +198,7 @@ def _print_explanation(explanation: Explanation) -> None:
         print(f"{f'layer {number}':14}{', '.join(parts)}")
     print(f"{'forecast':14}{explanation.forecast:.6g}, the mean over {explanation.horizon} steps")
     print(
-        f"{'baseline':14}{explanation.baseline:.6g}, the same if every value were the mean, {explanation.reference:.6g}"
+        f"{'baseline':14}{explanation.baseline:.6g}, the same if every value were nearly the mean, {explanation.reference:.6g}"
     )
     print(
         f"{'integration':14}{explanation.integration_points} gradients; the contributions miss "

@@ -50,8 +50,8 @@ export class ExplanationView {
 export function buildExplanationElements(response) {
   const { ds, y, attribution, forecast, baseline, horizon, reference, completeness_error: missed, faithfulness } = response;
   const lines = [
-    `The mean of the next ${horizon.toLocaleString("en")} steps is ${formatValue(forecast)}. If every value were the mean of the `
-      + `history, ${formatValue(reference)}, it would be ${formatValue(baseline)}. The contributions of the values make up the `
+    `The mean of the next ${horizon.toLocaleString("en")} steps is ${formatValue(forecast)}. If every value were nearly the `
+      + `mean, ${formatValue(reference)}, it would be ${formatValue(baseline)}. The contributions of the values make up the `
       + `difference, up to ${formatShare(missed)} of it.`,
   ];
   const others = [...Object.entries(response.channels), ...Object.entries(response.covariates)]

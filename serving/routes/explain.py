@@ -102,7 +102,7 @@ class ExplainResponse(StrictModel):
     channels: dict[str, OptionalValues] = Field(description="attributions of the values of each channel")
     forecast: float | None = Field(description="the network's mean forecast over the horizon")
     baseline: float | None = Field(
-        description="mean forecast if all values were `reference`, and covariates at their mean in the training data"
+        description="mean forecast if all values were nearly `reference`, and covariates at their mean in the training data"
     )
     gap: float | None = Field(
         description="forecast minus baseline minus all attributions: the numerical error of the integral"
