@@ -75,7 +75,8 @@ def score_archive(
     if rival is None:
         return plans[0].score()
     nights = sorted({night for plan in plans for night in plan.nights})
-    keys = np.intersect1d(*(plan.list_scored_keys(nights) for plan in plans))
+    own_keys, rival_keys = (plan.list_scored_keys(nights) for plan in plans)
+    keys = np.intersect1d(own_keys, rival_keys)
     tables = []
     for location, plan in zip((path, rival), plans, strict=True):
         table = plan.score(_SharedKeys(keys, nights))
@@ -107,7 +108,7 @@ class _ScorePlan(NamedTuple):
     """A data set of forecasts, their actuals, and the columns of the groups with their names."""
 
     dataset: Any
-    index: ActualIndex
+    observed: ActualIndex
     id_column: str
     ds_column: str
     nights: tuple[str, ...]
@@ -141,17 +142,17 @@ class _ScorePlan(NamedTuple):
         )
         for batch in scanner.to_batches():
             if batch.num_rows:
-                rows = self.index.find_rows(
+                rows = self.observed.find_rows(
                     batch.column(self.id_column).cast(pa.string()), batch.column(self.ds_column)
                 )
-                yield _Part(pa.Table.from_batches([batch]), rows, self.index.take_values(rows))
+                yield _Part(pa.Table.from_batches([batch]), rows, self.observed.take_values(rows))
 
     def _sum(self, part: _Part, terms: Mapping[str, Any]) -> pa.Table:
         """Returns sum and count of each term by group."""
         columns = {}
         for name in self.groups:
             own = name in part.table.column_names
-            column = part.table.column(name) if own else self.index.take_group(name, part.rows)
+            column = part.table.column(name) if own else self.observed.take_group(name, part.rows)
             columns[name] = column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
         table = pa.table({**columns, **terms})
         aggregates = [(name, kind) for name in terms for kind in ("sum", "count")]
