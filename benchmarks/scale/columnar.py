@@ -33,13 +33,19 @@ VERSIONS = ("before", "after")
 
 
 class Run(NamedTuple):
-    """A mode of columnar_stages.py and the suffix of its output."""
+    """A mode of columnar_stages.py, the suffix of its output, and the rows of the report that it measures."""
 
     mode: str
     suffix: str
+    rows: tuple[str, ...]
 
 
-RUNS = (Run("stages", "csv"), Run("command", "csv"), Run("command", "parquet"), Run("api", "parquet"))
+RUNS = {
+    "stages": Run("stages", "csv", STAGES),
+    "csv": Run("command", "csv", ("command, csv",)),
+    "parquet": Run("command", "parquet", ("command, parquet",)),
+    "api": Run("api", "parquet", ("predict",)),
+}
 Measured = dict[str, tuple[float, float]]
 
 
@@ -80,14 +86,16 @@ def run_version(checkout: Path, run: Run, *, data: Path, model: Path, out: Path)
     return measured
 
 
-def compare(checkouts: dict[str, Path], folder: Path, *, series: int, repeats: int, model: Path) -> str:
+def compare(
+    checkouts: dict[str, Path], folder: Path, *, series: int, repeats: int, model: Path, runs: list[str]
+) -> str:
     """Measures both versions in turns, and returns the section of the report."""
     data = folder / "data.parquet"
     frame_mb = write_data(data, series=series)
     seconds: dict[tuple[str, str], list[float]] = {}
     peaks: dict[tuple[str, str], float] = {}
     for _ in range(repeats):
-        for run in RUNS:
+        for run in map(RUNS.__getitem__, runs):
             digests = set()
             for version, checkout in checkouts.items():
                 out = folder / f"{version}.{run.suffix}"
@@ -97,9 +105,8 @@ def compare(checkouts: dict[str, Path], folder: Path, *, series: int, repeats: i
                     peaks[name, version] = max(peak, peaks.get((name, version), 0.0))
                 digests.add(hashlib.sha256(out.read_bytes()).hexdigest())
             assert len(digests) == 1, f"the outputs of {run} differ"
-    names = [*STAGES, "command, csv", "command, parquet", "predict"]
     rows = []
-    for name in names:
+    for name in (name for run in runs for name in RUNS[run].rows):
         before, after = (statistics.median(seconds[name, version]) for version in VERSIONS)
         memory = " | ".join(f"{peaks[name, version]:.0f}" for version in VERSIONS)
         share = f"{peaks[name, 'after'] / frame_mb:.2f}"
@@ -107,7 +114,7 @@ def compare(checkouts: dict[str, Path], folder: Path, *, series: int, repeats: i
     heading = "| | before: CPU s | after: CPU s | ratio | before: peak, MB | after: peak, MB | of the frame |"
     return "\n".join(
         [
-            f"## {series:,} series, a frame of {frame_mb:.0f} MB ({repeats} rounds)",
+            f"## {series:,} series, a frame of {frame_mb:.0f} MB (rounds: {repeats})",
             "",
             heading,
             "|---|---|---|---|---|---|---|",
@@ -122,6 +129,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="a checkout of the earlier version, with its kernel")
     parser.add_argument("--series", type=int, nargs="+", default=[20_000, 100_000])
     parser.add_argument("--repeats", type=int, nargs="+", default=[3, 1], help="rounds for each size")
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS, help="what is measured")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "columnar.md")
     arguments = parser.parse_args()
     checkouts = {"before": arguments.before.resolve(), "after": CHECKOUT}
@@ -129,16 +137,16 @@ def main() -> None:
         model = Path(name) / "model"
         write_model(model)
         sections = [
-            compare(checkouts, Path(name), series=series, repeats=repeats, model=model)
+            compare(checkouts, Path(name), series=series, repeats=repeats, model=model, runs=arguments.runs)
             for series, repeats in zip(arguments.series, arguments.repeats, strict=True)
         ]
     text = "\n\n".join(
         [
             "# From a frame to forecasts, before and after the columnar paths",
-            "`python benchmarks/scale/columnar.py --before CHECKOUT`: monthly series of 200 points in Parquet (seed 0), a GRU of "
-            "40 units, horizon 28, two levels, one thread. Medians of the CPU seconds, both versions in turns; the outputs of both "
-            "are the same bytes. Stages write CSV; their peak is the resident memory of the process in that stage, that of a command "
-            "the peak of its process, and that of `predict` what the call adds to the process.",
+            "`python benchmarks/scale/columnar.py --before CHECKOUT`: monthly series of 200 points in Parquet (seed 0), a GRU "
+            "of 40 units, horizon 28, two levels, one thread. Medians of the CPU seconds, both versions in turns; the outputs "
+            "of both are the same bytes. Stages write CSV. Peaks are of the resident memory: of the process in a stage, of the "
+            "whole process of a command, and what `predict` adds to the process.",
             *sections,
         ]
     )

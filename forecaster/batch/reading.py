@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from forecaster.errors import BadId, ForecasterError, InputError, NoData, rename
 from forecaster.series import Panel, Series
 from forecaster.shapes import Int
 
+_SERIES_AT_ONCE = 256  # series that are read together where some are invalid
 _FUTURE_ARGUMENT = {"X_df": "`future`"}
 
 
@@ -75,48 +77,54 @@ def read_series(histories: Histories, options: ReadOptions) -> ReadSeries:
         row = int(np.argmin(is_named))
         rejects.append((None, _describe_missing_ids(options.names.unique_id, row, int((~is_named).sum()))))
         histories = histories._replace(rows=histories.rows[is_named], codes=histories.codes[is_named])
+    if not len(histories.rows):
+        return ReadSeries([], rejects, ())
+    texts = np.array([str(each) for each in histories.rows[options.names.unique_id].cat.categories], dtype=object)
     series: list[Series] = []
     repairs: list[str] = []
-    for panel in _read_parts(histories, options, rejects):
+    parts = [histories]
+    while parts:
+        part = parts.pop()
+        codes = np.unique(part.codes)
+        try:
+            panel = _read_panel(part, options)
+        except InputError as error:
+            if len(codes) == 1:
+                rejects.append((texts[codes[0]], error))
+            else:
+                parts.extend(_split(part, codes, suspect=np.flatnonzero(texts == error.where)))
+            continue
         series.extend(panel.series)
         repairs.extend(panel.repairs)
+        if len(panel.series) < len(codes):
+            read_ids = {item.id for item in panel.series}
+            rejects.extend((text, _describe_empty(text)) for text in texts[codes] if text not in read_ids)
+    rank = {texts[code]: position for position, code in enumerate(order_ids(texts).tolist())}
+    series.sort(key=lambda item: rank[item.id])
+    rejects.sort(key=lambda reject: -1 if reject[0] is None else rank[reject[0]])
     return ReadSeries(series, rejects, tuple(repairs))
 
 
-def _read_parts(
-    histories: Histories, options: ReadOptions, rejects: list[tuple[str | None, ForecasterError]]
-) -> Iterator[Panel]:
-    """Yields the panels of the series that can be read: of all series, or of halves until the invalid ones stand alone."""
-    categories = histories.rows[options.names.unique_id].cat.categories
-    texts = np.array([str(series_id) for series_id in categories], dtype=object)
-    in_order = order_ids(texts)
-    parts = [in_order[np.isin(in_order, histories.codes)]]
-    while parts:
-        codes = parts.pop()
-        if not len(codes):
-            continue
-        try:
-            panel = _read_panel(_select(histories, codes), options)
-        except InputError as error:
-            if len(codes) > 1:
-                parts += [codes[len(codes) // 2 :], codes[: len(codes) // 2]]
-            else:
-                rejects.append((texts[codes[0]], error))
-            continue
-        read_ids = {item.id for item in panel.series}
-        if len(read_ids) < len(codes):
-            rejects.extend((text, _describe_empty(text)) for text in texts[codes] if text not in read_ids)
-        yield panel
+def _split(part: Histories, codes: Int[np.ndarray, "series"], *, suspect: Int[np.ndarray, "_"]) -> Iterator[Histories]:
+    """Yields parts of histories that cannot be read together: many series in parts of a few, of which the suspect is set apart.
 
-
-def _select(histories: Histories, codes: Int[np.ndarray, "series"]) -> Histories:
-    """Returns the rows of some series; those of all series without a copy."""
-    is_selected = np.zeros(int(histories.codes.max()) + 1, dtype=bool)
-    is_selected[codes] = True
-    chosen = is_selected[histories.codes]
-    if chosen.all():
-        return histories
-    return histories._replace(rows=histories.rows[chosen].reset_index(drop=True), codes=histories.codes[chosen])
+    Args:
+        part: The histories.
+        codes: Their series.
+        suspect: The series that the error names; empty if it names none.
+    """
+    if len(codes) > _SERIES_AT_ONCE:
+        order = np.argsort(part.codes, kind="stable")
+        rows, sorted_codes = part.rows.iloc[order], part.codes[order]
+        bounds = np.append(np.searchsorted(sorted_codes, codes[::_SERIES_AT_ONCE]), len(rows)).tolist()
+        for first, last in pairwise(bounds):
+            yield part._replace(rows=rows[first:last].reset_index(drop=True), codes=sorted_codes[first:last])
+        return
+    is_suspect = np.isin(codes, suspect)
+    chosen = codes[is_suspect] if is_suspect.any() else codes[: len(codes) // 2]
+    in_chosen = np.isin(part.codes, chosen)
+    for selection in (in_chosen, ~in_chosen):
+        yield part._replace(rows=part.rows[selection].reset_index(drop=True), codes=part.codes[selection])
 
 
 def _read_panel(histories: Histories, options: ReadOptions) -> Panel:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 import pytest
 
 from forecaster import Forecaster
-from forecaster.batch import forecast_table
+from forecaster.batch import forecast_table, reading
 from forecaster.bundle.pretrained.base import base_predictor
 from forecaster.data.frames.panel import to_frame
 from forecaster.errors import HorizonOutOfRange, InputError, LevelOutOfRange, MissingColumn
@@ -181,3 +182,28 @@ def test_a_process_that_forecasts_a_table_imports_neither_torch_nor_the_python_a
         [sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True
     )
     assert completed.stdout.strip() == "[]"
+
+
+def test_many_series_with_invalid_ones_are_read_in_parts(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_SERIES_AT_ONCE", 3)
+    frame = make_frame(12)
+    whole = forecast_table(predictor, frame, horizon=1).forecasts
+    text = frame.assign(y=frame["y"].astype(str))
+    invalid = {"s1": "duplicate_stamp", "s5": "not_a_number", "s10": "duplicate_stamp", "s11": "bad_stamp"}
+    first = frame.drop_duplicates("unique_id").reset_index().set_index("unique_id")["index"]
+    text["ds"] = text["ds"].astype(str)
+    text.loc[first["s5"], "y"] = "1,5"
+    text.loc[first["s11"], "ds"] = "31.01.2018"
+    text.loc[[first["s1"] + 1, first["s10"] + 1], "ds"] = "2018-01-01"
+    result = forecast_table(predictor, text.sample(frac=1.0, random_state=1), horizon=1)
+    codes = dict(zip(*(result.rejects.column(name).to_pylist() for name in ("unique_id", "code")), strict=True))
+    assert codes == invalid
+    assert list(codes) == list(invalid)
+    is_kept = pc.invert(pc.is_in(whole.column("unique_id"), value_set=pa.array(list(invalid))))
+    assert result.forecasts.drop_columns("ds").equals(whole.filter(is_kept).drop_columns("ds"))
+
+
+def test_rows_without_any_id_are_one_reject(predictor: Predictor) -> None:
+    table = pa.table(make_frame(1)).set_column(0, "unique_id", pa.nulls(STEPS, pa.string()))
+    result = forecast_table(predictor, table)
+    assert (result.forecasts.num_rows, result.rejects.to_pylist()[0]["code"]) == (0, "bad_id")
