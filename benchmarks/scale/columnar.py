@@ -1,7 +1,7 @@
 """Forecasts of many series in one process, before and after the columnar paths: CPU seconds by stage, and peak memory.
 
     git worktree add ../before d0af245 && (cd ../before && python setup.py build_ext --inplace)
-    OMP_NUM_THREADS=1 python benchmarks/scale/columnar.py --before ../before    # writes benchmarks/results/columnar.md, 6 minutes
+    OMP_NUM_THREADS=1 python benchmarks/scale/columnar.py --before ../before    # writes results/columnar.md, 6 minutes
 
 The data are N monthly series of 200 points (seed 0), in a Parquet file; the model is configs/hospital_small.yaml, trained for 200
 steps, with a horizon of 28 and two levels. Both versions run in processes of their own, in turns. The outputs must be the same
