@@ -17,6 +17,9 @@ from jaxtyping import AbstractArray, TypeCheckError, install_import_hook, jaxtyp
 # Modules with NamedTuples; the import hook handles only functions and dataclasses.
 MODULES_WITH_RECORDS = [
     "forecaster.batch.reading",
+    "forecaster.batch.scores",
+    "forecaster.batch.shard",
+    "forecaster.batch.shuffle",
     "forecaster.data.encoding",
     "forecaster.data.forecast_table",
     "forecaster.prediction.bounds",

@@ -1,4 +1,4 @@
-"""Scores of an archive when the actuals are known, computed by joins and groups of Arrow in the memory of the actuals.
+"""Scores of an archive when the actuals are known, computed by columns: the actuals are in memory, the forecasts pass by.
 
 All scores are means over the rows that have an actual: over series and steps alike.
 
@@ -15,21 +15,23 @@ All scores are means over the rows that have an actual: over series and steps al
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
-from pyarrow import acero
 
+from forecaster.batch.actual_index import ActualIndex
 from forecaster.batch.archive import list_nights, open_archive
-from forecaster.batch.shard import AS_OF_COLUMN, SCALE_COLUMN, STEP_COLUMN, VERSION_COLUMN
+from forecaster.batch.shard import AS_OF_COLUMN, DIGEST_COLUMN, SCALE_COLUMN, STEP_COLUMN, VERSION_COLUMN
 from forecaster.data.forecast_table import MODEL_COLUMN
-from forecaster.errors import BadStamp, DuplicateStamp, InputError, MissingColumn, NoData
+from forecaster.errors import BadStamp, InputError, MissingColumn, NoData
+from forecaster.shapes import Int
 
 _INTERVAL_COLUMN = re.compile(rf"{MODEL_COLUMN}-(lo|hi)-([\d.]+)")
 _QUANTILE_COLUMN = re.compile(rf"{MODEL_COLUMN}-q-([\d.]+)")
-_ACTUAL = "actual"
+_PART_ROWS = 1 << 18
 GROUPS = {"step": STEP_COLUMN, "version": VERSION_COLUMN, "as_of": AS_OF_COLUMN}
 """The columns of the forecasts by which they are grouped, by the name of the group."""
 ARCHIVE_COLUMN = "archive"
@@ -72,85 +74,106 @@ def score_archive(
     plans = [_plan_scores(location, actuals, as_of=as_of, by=by) for location in (path, rival) if location is not None]
     if rival is None:
         return plans[0].score()
-    keys = _intersect([plan.list_scored_keys() for plan in plans])
+    nights = sorted({night for plan in plans for night in plan.nights})
+    own_keys, rival_keys = (plan.list_scored_keys(nights) for plan in plans)
+    keys = np.intersect1d(own_keys, rival_keys)
     tables = []
     for location, plan in zip((path, rival), plans, strict=True):
-        table = plan.score(keys)
+        table = plan.score(_SharedKeys(keys, nights))
         tables.append(table.add_column(0, ARCHIVE_COLUMN, pa.repeat(location, table.num_rows)))
     return pa.concat_tables(tables, promote_options="default")
 
 
+class _SharedKeys(NamedTuple):
+    """The actuals by night that two archives have in common: sorted numbers, as `_number_rows` gives them."""
+
+    keys: Int[np.ndarray, "key"]
+    nights: Sequence[str]
+
+
+class _Part(NamedTuple):
+    """Some rows of forecasts, the rows of their actuals (-1: none), and the actuals."""
+
+    table: pa.Table
+    rows: Int[np.ndarray, "row"]
+    actual: pa.Array
+
+    def select(self, is_selected: np.ndarray) -> _Part:
+        """Returns the selected rows."""
+        mask = pa.array(is_selected)
+        return _Part(self.table.filter(mask), self.rows[is_selected], self.actual.filter(mask))
+
+
 class _ScorePlan(NamedTuple):
-    """A data set of forecasts, the actuals in its types, and the columns of the groups."""
+    """A data set of forecasts, their actuals, and the columns of the groups with their names."""
 
     dataset: Any
-    actuals: pa.Table
+    observed: ActualIndex
     id_column: str
     ds_column: str
+    nights: tuple[str, ...]
     groups: tuple[str, ...]
     group_names: tuple[str, ...]
 
-    @property
-    def keys(self) -> list[str]:
-        """The columns that identify an actual."""
-        return [self.id_column, self.ds_column]
-
-    def score(self, keys: pa.Table | None = None) -> pa.Table:
-        """Returns the scores by group, of all rows or of those with some keys."""
+    def score(self, shared: _SharedKeys | None = None) -> pa.Table:
+        """Returns the scores by group, of all rows or of those that two archives share."""
         names = self.dataset.schema.names
         quantiles, intervals = find_quantiles(names), find_intervals(names)
-        terms = _build_terms(quantiles, intervals)
-        joined = self._join(keys)
-        projected = acero.Declaration(
-            "project",
-            acero.ProjectNodeOptions(
-                [*(pc.field(name) for name in self.groups), *terms.values()], [*self.groups, *terms]
-            ),
-            [joined],
-        )
-        aggregates = [(name, "hash_sum", None, f"{name}_sum") for name in terms]
-        aggregates += [(name, "hash_count", None, f"{name}_count") for name in terms]
-        declaration = acero.Declaration(
-            "aggregate", acero.AggregateNodeOptions(aggregates, keys=[*self.groups, "all"]), [projected]
-        )
-        sums = declaration.to_table(use_threads=False)  # in one order, so that equal data give equal sums
-        return _build_scores(sums, self, quantiles=quantiles, intervals=intervals)
+        partial = []
+        for part in self._iter_parts():
+            if shared is not None:
+                part = part.select(np.isin(_number_rows(part, shared.nights), shared.keys))
+            partial.append(self._sum(part, _build_terms(part, quantiles, intervals)))
+        return _build_scores(self._add_sums(partial), self, quantiles=quantiles, intervals=intervals)
 
-    def list_scored_keys(self) -> pa.Table:
-        """Returns series, timestamp and night of every row with an actual."""
-        columns = [*self.keys, AS_OF_COLUMN]
-        present = acero.Declaration(
-            "filter", acero.FilterNodeOptions(pc.is_valid(pc.field(_ACTUAL))), [self._join(None)]
-        )
-        declaration = acero.Declaration(
-            "project", acero.ProjectNodeOptions([pc.field(name) for name in columns], columns), [present]
-        )
-        return declaration.to_table(use_threads=False)
-
-    def _join(self, keys: pa.Table | None) -> Any:
-        """Returns the rows of the forecasts with their actuals: the forecasts pass by, the actuals are in memory."""
-        columns = [name for name in self.dataset.schema.names if name != "model_digest"]
-        scan = acero.Declaration("scan", acero.ScanNodeOptions(self.dataset, columns=columns, use_threads=False))
-        plain = [
-            pc.field(name).cast(pa.string())
-            if name in (AS_OF_COLUMN, VERSION_COLUMN, self.id_column)
-            else pc.field(name)
-            for name in columns
+    def list_scored_keys(self, nights: Sequence[str]) -> Int[np.ndarray, "key"]:
+        """Returns the number of actual and night of every row with an actual."""
+        keys = [
+            _number_rows(part, nights)[pc.is_valid(part.actual).to_numpy(zero_copy_only=False)]
+            for part in self._iter_parts()
         ]
-        rows = acero.Declaration("project", acero.ProjectNodeOptions(plain, columns), [scan])
-        if keys is not None:
-            on = [*self.keys, AS_OF_COLUMN]
-            rows = acero.Declaration(
-                "hashjoin",
-                acero.HashJoinNodeOptions("left semi", on, on, left_output=columns, right_output=[]),
-                [rows, acero.Declaration("table_source", acero.TableSourceNodeOptions(keys))],
-            )
-        others = [name for name in self.actuals.column_names if name not in self.keys]
-        return acero.Declaration(
-            "hashjoin",
-            acero.HashJoinNodeOptions("left outer", self.keys, self.keys, left_output=columns, right_output=others),
-            [rows, acero.Declaration("table_source", acero.TableSourceNodeOptions(self.actuals))],
+        return np.concatenate(keys) if keys else np.zeros(0, dtype=np.int64)
+
+    def _iter_parts(self) -> Iterator[_Part]:
+        """Yields the forecasts with their actuals, some rows at a time and in one order."""
+        columns = [name for name in self.dataset.schema.names if name != DIGEST_COLUMN]
+        scanner = self.dataset.scanner(
+            columns=columns, batch_size=_PART_ROWS, batch_readahead=1, fragment_readahead=1, use_threads=False
         )
+        for batch in scanner.to_batches():
+            if batch.num_rows:
+                rows = self.observed.find_rows(
+                    batch.column(self.id_column).cast(pa.string()), batch.column(self.ds_column)
+                )
+                yield _Part(pa.Table.from_batches([batch]), rows, self.observed.take_values(rows))
+
+    def _sum(self, part: _Part, terms: Mapping[str, Any]) -> pa.Table:
+        """Returns sum and count of each term by group."""
+        columns = {}
+        for name in self.groups:
+            own = name in part.table.column_names
+            column = part.table.column(name) if own else self.observed.take_group(name, part.rows)
+            columns[name] = column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+        table = pa.table({**columns, **terms})
+        aggregates = [(name, kind) for name in terms for kind in ("sum", "count")]
+        return table.group_by([*self.groups, "all"], use_threads=False).aggregate(aggregates)
+
+    def _add_sums(self, partial: Sequence[pa.Table]) -> pa.Table:
+        table = pa.concat_tables(partial, promote_options="permissive")
+        totals = [name for name in table.column_names if name not in (*self.groups, "all")]
+        grouped = table.group_by([*self.groups, "all"], use_threads=False).aggregate([(name, "sum") for name in totals])
+        return grouped.rename_columns(
+            [
+                name.removesuffix("_sum") if name.removesuffix("_sum") in totals else name
+                for name in grouped.column_names
+            ]
+        )
+
+
+def _number_rows(part: _Part, nights: Sequence[str]) -> Int[np.ndarray, "row"]:
+    """Returns one number for the actual and the night of each row, -1 without an actual."""
+    night = pc.index_in(part.table.column(AS_OF_COLUMN).cast(pa.string()), value_set=pa.array(nights)).to_numpy()
+    return np.where(part.rows >= 0, part.rows * len(nights) + night, -1)
 
 
 def find_intervals(names: Sequence[str]) -> dict[float, tuple[str, str]]:
@@ -184,15 +207,16 @@ def _plan_scores(path: str, actuals: Actuals, *, as_of: str | Sequence[str] | No
             "forecasts. Use another.",
             where="by",
         )
-    prepared = _prepare_actuals(actuals, night.id_column, night.ds_column, dataset.schema, group_columns)
+    index = _index_actuals(actuals, night.id_column, night.ds_column, dataset.schema, group_columns)
     groups = tuple(GROUPS.get(name, name) for name in by)
-    return _ScorePlan(dataset, prepared, night.id_column, night.ds_column, groups, tuple(by))
+    nights = tuple(other.as_of for other in list_nights(path))
+    return _ScorePlan(dataset, index, night.id_column, night.ds_column, nights, groups, tuple(by))
 
 
-def _prepare_actuals(
+def _index_actuals(
     actuals: Actuals, id_column: str, ds_column: str, schema: pa.Schema, groups: Sequence[str]
-) -> pa.Table:
-    """Returns the actuals in the types of the archive, null where not observed; refuses two values for one key."""
+) -> ActualIndex:
+    """Returns the index of the actuals in the types of the archive."""
     wanted = [id_column, ds_column, actuals.y_column, *groups]
     missing = [name for name in wanted if name not in actuals.table.column_names]
     if missing:
@@ -210,52 +234,47 @@ def _prepare_actuals(
         )
     y = actuals.table.column(actuals.y_column).cast(pa.float64())
     y = pc.if_else(pc.fill_null(pc.is_finite(y), False), y, pa.scalar(None, pa.float64()))
-    columns = {
-        id_column: actuals.table.column(id_column).cast(pa.string()),
-        ds_column: actuals.table.column(ds_column).cast(expected),
-        _ACTUAL: y,
-        **{name: actuals.table.column(name).cast(pa.string()) for name in groups},
-    }
-    table = pa.table(columns)
-    counts = table.select([id_column, ds_column]).group_by([id_column, ds_column]).aggregate([([], "count_all")])
-    repeated = counts.filter(pc.greater(counts.column("count_all"), 1)).slice(0, 1).to_pylist()
-    if repeated:
-        raise DuplicateStamp(
-            f"Expected one actual for each series and timestamp; series {repeated[0][id_column]!r} has "
-            f"{repeated[0]['count_all']} at {repeated[0][ds_column]}. Keep one of them.",
-            where=repeated[0][id_column],
-        )
-    return table
+    return ActualIndex(
+        actuals.table.column(id_column).cast(pa.string()),
+        actuals.table.column(ds_column).cast(expected),
+        y,
+        {name: actuals.table.column(name).cast(pa.string()) for name in groups},
+    )
 
 
-def _build_terms(quantiles: Mapping[float, str], intervals: Mapping[float, tuple[str, str]]) -> dict[str, Any]:
-    """Returns the expressions whose sums and counts make the scores; null where a value is missing."""
-    actual, forecast, scale = pc.field(_ACTUAL), pc.field(MODEL_COLUMN), pc.field(SCALE_COLUMN)
+def _build_terms(
+    part: _Part, quantiles: Mapping[float, str], intervals: Mapping[float, tuple[str, str]]
+) -> dict[str, Any]:
+    """Returns the values whose sums and counts make the scores; null where a value is missing."""
+    actual, table = part.actual, part.table.combine_chunks()
+    columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+    forecast, scale = columns[MODEL_COLUMN], columns[SCALE_COLUMN]
+    missing, zero = pa.scalar(None, pa.float64()), pa.scalar(0.0)
     error = pc.subtract(forecast, actual)
     terms = {
-        "all": pc.scalar(1.0),
+        "all": pa.repeat(pa.scalar(1.0), table.num_rows),
         "error": error,
         "absolute": pc.abs(error),
         "scaled": pc.divide(pc.abs(error), scale),
-        "size": pc.abs(pc.if_else(pc.is_valid(error), actual, pc.scalar(None).cast(pa.float64()))),
+        "size": pc.abs(pc.if_else(pc.is_valid(error), actual, missing)),
     }
     for level, name in quantiles.items():
-        miss = pc.subtract(actual, pc.field(name))
+        miss = pc.subtract(actual, columns[name])
         terms[f"pinball_{level:g}"] = pc.max_element_wise(
-            pc.multiply(miss, pc.scalar(level)), pc.multiply(miss, pc.scalar(level - 1)), skip_nulls=False
+            pc.multiply(miss, pa.scalar(level)), pc.multiply(miss, pa.scalar(level - 1)), skip_nulls=False
         )
-        terms[f"size_{level:g}"] = pc.if_else(pc.is_valid(miss), pc.abs(actual), pc.scalar(None).cast(pa.float64()))
+        terms[f"size_{level:g}"] = pc.if_else(pc.is_valid(miss), pc.abs(actual), missing)
     for percent, (lower, upper) in intervals.items():
-        low, high, zero = pc.field(lower), pc.field(upper), pc.scalar(0.0)
+        low, high = columns[lower], columns[upper]
         inside = pc.and_kleene(pc.less_equal(low, actual), pc.less_equal(actual, high))
         width = pc.subtract(high, low)
         outside = pc.add(
             pc.max_element_wise(pc.subtract(low, actual), zero, skip_nulls=False),
             pc.max_element_wise(pc.subtract(actual, high), zero, skip_nulls=False),
         )
-        score = pc.add(width, pc.multiply(outside, pc.scalar(2 / (1 - percent / 100))))
+        score = pc.add(width, pc.multiply(outside, pa.scalar(2 / (1 - percent / 100))))
         terms[f"inside_{percent:g}"] = inside.cast(pa.float64())
-        terms[f"width_{percent:g}"] = pc.if_else(pc.is_valid(actual), width, pc.scalar(None).cast(pa.float64()))
+        terms[f"width_{percent:g}"] = pc.if_else(pc.is_valid(actual), width, missing)
         terms[f"interval_{percent:g}"] = pc.divide(score, scale)
     return terms
 
@@ -300,9 +319,3 @@ def _build_scores(
             where="actuals",
         )
     return table.sort_by([(name, "ascending") for name in plan.group_names]) if plan.group_names else table
-
-
-def _intersect(tables: Sequence[pa.Table]) -> pa.Table:
-    """Returns the keys that two tables have."""
-    first, second = tables
-    return first.join(second, keys=first.column_names, join_type="left semi", use_threads=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -67,6 +68,14 @@ class _Tables:
     warnings: int = 0
     repairs: list[str] = field(default_factory=list)
 
+    @contextmanager
+    def time_stage(self, stage: str) -> Iterator[None]:
+        """Adds the seconds of a block to a stage."""
+        start, cpu_start = time.perf_counter(), time.process_time()
+        yield
+        self.seconds[stage] += time.perf_counter() - start
+        self.cpu_seconds[stage] += time.process_time() - cpu_start
+
 
 @lru_cache(maxsize=1)
 def load_model(bundle: Path, model: BatchModel, *, horizon: int) -> Predictor:
@@ -114,12 +123,12 @@ def compute_shard(predictor: Predictor, inputs: ShardInputs, shard: int) -> Shar
     """Forecasts the series of a shard and writes its files, then its record, which it returns."""
     store, manifest = Store(inputs.output), inputs.manifest
     tables = _Tables()
-    with _timed(tables, "read"):
+    with tables.time_stage("read"):
         rows = _read_rows(inputs, shard)
     for chunk in [] if rows is None else _iter_chunks(rows, inputs):
-        with _timed(tables, "forecast"):
+        with tables.time_stage("forecast"):
             _forecast_chunk(predictor, chunk, manifest, tables)
-    with _timed(tables, "write"):
+    with tables.time_stage("write"):
         rejects = _write_tables(store, manifest.rejects_name(shard), tables.rejects)
         fail_point("batch.rejected")
         forecasts = _write_tables(store, manifest.forecast_name(shard), tables.forecasts)
@@ -150,20 +159,6 @@ def measure_peak_mib() -> float:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
-
-
-class _timed:  # noqa: N801 (reads like a function)
-    """Adds the seconds of a block to a stage."""
-
-    def __init__(self, tables: _Tables, stage: str) -> None:
-        self._tables, self._stage = tables, stage
-
-    def __enter__(self) -> None:
-        self._start, self._cpu_start = time.perf_counter(), time.process_time()
-
-    def __exit__(self, *_: object) -> None:
-        self._tables.seconds[self._stage] += time.perf_counter() - self._start
-        self._tables.cpu_seconds[self._stage] += time.process_time() - self._cpu_start
 
 
 def _read_rows(inputs: ShardInputs, shard: int) -> pa.Table | None:

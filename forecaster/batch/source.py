@@ -171,8 +171,8 @@ class Source:
         missing = [column for column in self.columns.listed if column not in available]
         if missing:
             raise MissingColumn(
-                f"Expected the columns {', '.join(self.columns.listed)} in {shown}; {', '.join(missing)} not found. Name them "
-                "with --id-column, --ds-column and --y-column, or add them.",
+                f"Expected the columns {', '.join(self.columns.listed)} in {shown}; {', '.join(missing)} not found. Add them, "
+                "or name other columns.",
                 where=missing[0],
             )
         return parquet

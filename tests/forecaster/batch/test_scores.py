@@ -117,14 +117,18 @@ def test_scores_are_those_of_the_obvious_loops(tmp_path: Path, by: tuple[str, ..
 
 def test_two_archives_are_compared_on_the_rows_that_both_have(tmp_path: Path) -> None:
     archive = write_archive(tmp_path / "champion")
-    rival = write_archive(tmp_path / "challenger", version="small/2", seed=1, as_of=("2026-01-31",))
-    # The challenger's only night is of the dates of the champion's first.
-    scores = score_archive(str(archive), Actuals(make_actuals(days=8)), by=("version",), rival=str(rival))
+    rival = write_archive(tmp_path / "challenger", version="small/2", seed=1, as_of=("2026-01-30",))
+    actuals = make_actuals(days=8)
+    scores = score_archive(str(archive), Actuals(actuals), by=("version",), rival=str(rival))
     assert scores.column("archive").to_pylist() == [str(archive), str(rival)]
     assert scores.column("version").to_pylist() == ["small/1", "small/2"]
-    first, second = scores.column("scored").to_pylist()
-    assert first == second > 0
-    assert scores.column("mae")[0] != scores.column("mae")[1]
+    keys = ["unique_id", "ds", "as_of"]
+    both = read_archive(str(archive)).to_pandas().merge(read_archive(str(rival)).to_pandas(), on=keys)
+    both = both.merge(actuals.to_pandas().dropna(), on=keys[:2])
+    assert 0 < len(both) < 24
+    assert scores.column("scored").to_pylist() == scores.column("rows").to_pylist() == [len(both)] * 2
+    expected = [(both[f"forecaster_{side}"] - both["y"]).abs().mean() for side in "xy"]
+    np.testing.assert_allclose(scores.column("mae").to_numpy(), expected)
 
 
 def test_unusable_actuals_are_refused(tmp_path: Path) -> None:
