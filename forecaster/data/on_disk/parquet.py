@@ -26,6 +26,7 @@ from forecaster.series import Panel
 ROWS_PER_PART = 1 << 20
 """Rows that are converted together; a series that has more is converted whole."""
 _ROWS_PER_BATCH = 1 << 16
+_BUFFER_BYTES = 1 << 20  # that are read from a column at once
 _MAX_REPAIRS = 5  # messages that are listed
 _MAX_REASON = 200  # characters of the message of pyarrow
 
@@ -148,12 +149,15 @@ def _open_dataset(source: ParquetSource) -> Any:
             f"Expected a Parquet file or a folder of Parquet files at {source.path}; there is nothing. Correct the path.",
             where=str(source.path),
         )
+    # Buffers of whole files, which pyarrow reads ahead by default, would stay in memory until the end of each file.
+    reads = datasets.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True, buffer_size=_BUFFER_BYTES)
+    parquet = datasets.ParquetFileFormat(default_fragment_scan_options=reads)
     with _explain_unreadable(source):
-        dataset = datasets.dataset(source.path, format="parquet", partitioning="hive")
+        dataset = datasets.dataset(source.path, format=parquet, partitioning="hive")
         fragment = next(dataset.get_fragments(), None)
         if fragment is not None and (keys := datasets.get_partition_keys(fragment.partition_expression)):
             as_text = datasets.partitioning(arrow.schema([(name, arrow.string()) for name in keys]), flavor="hive")
-            dataset = datasets.dataset(source.path, format="parquet", partitioning=as_text)
+            dataset = datasets.dataset(source.path, format=parquet, partitioning=as_text)
     if not dataset.files:
         raise NoData(
             f"Expected Parquet files in {source.path}; the folder has none. Add files.", where=str(source.path)
