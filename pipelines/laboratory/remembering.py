@@ -38,7 +38,7 @@ def make_words(length: int) -> list[Word]:
 
 def run_remembering(seed: int, progress: Progress, *, settings: LanguageSettings | None = None) -> Findings:
     """Trains each cell on 1 to 10 x, and tests it on up to 1000."""
-    settings = settings or LanguageSettings(cells=("elman", "gru", "lstm"), steps=3000, learning_rate=0.03)
+    settings = settings or LanguageSettings(cells=("elman", "gru", "lstm"), steps=6000, learning_rate=0.03)
     training = [word for length in range(1, TRAINED + 1) for word in make_words(length)]
     measures: dict[str, dict[str, float]] = {}
     curves: dict[str, dict[str, Sequence[float]]] = {}
@@ -87,7 +87,7 @@ def draw_remembering(trials: Sequence[Trial]) -> Figure:
 REMEMBERING = Experiment(
     name="remembering",
     question="Over how many steps without information does a cell remember which of two letters came first?",
-    conditions="The 20 words A x^k Y a and B x^k Y b with an end symbol, k = 1 to 10; one layer of 10 units, 3,000 steps "
+    conditions="The 20 words A x^k Y a and B x^k Y b with an end symbol, k = 1 to 10; one layer of 10 units, 6,000 steps "
     "of Adam with batches of 10 words, learning rate 0.03 with a cosine. A length is right if both words are.",
     merit="Right for all lengths of the training, and far beyond.",
     published="Chen (2017, Exploring LSTMs): an LSTM remembers over 1 to 10 x; one neuron holds the letter. No figures "

@@ -71,8 +71,14 @@ def measure_speed(cell: CellKind, sizes: LayerSizes, *, seed: int) -> dict[str, 
     fastest = min(seconds.values())
     limit = 1 / _seconds_of_products(cell, sizes)
     rates = {name: count / value for name, value in seconds.items()}
-    ratio = {"fastest by equations": seconds[WAYS[0]] / fastest}
-    return rates | ratio | {"limit of the products": limit * count, "share of the limit": 1 / fastest / limit}
+    gates = _GATES[cell] * sizes.hidden
+    flops_per_step = 2 * gates * (3 * sizes.hidden + 2 * sizes.features)  # of the products in `_seconds_of_products`
+    return rates | {
+        "fastest by equations": seconds[WAYS[0]] / fastest,
+        "limit of the products": limit * count,
+        "GFLOP/s at the limit": limit * count * flops_per_step / 1e9,
+        "share of the limit": 1 / fastest / limit,
+    }
 
 
 def _ways(layer: LayerInputs) -> dict[str, Callable[[LayerInputs], Tensor]]:
@@ -183,6 +189,7 @@ SPEED = Experiment(
         *(Measure(way, 0) for way in WAYS),
         Measure("fastest by equations", 1),
         Measure("limit of the products", 0),
+        Measure("GFLOP/s at the limit", 0),
         Measure("share of the limit", 2),
     ),
     run=run_speed,
