@@ -92,8 +92,8 @@ def main() -> None:
         f"`python benchmarks/explaining.py`, torch {torch.__version__}, CPU, one thread; seed {SEED}.",
         "",
         f"Half-lives: median over {NUM_MEASURED} series at equal distances in the data, in steps. Units: of the atlas "
-        f"over {NUM_TRACED} such series. *Beyond chance*: corrected over all units and signals, with a probability of at "
-        "most 5 % that anything is reported by chance. *By p alone*: units with an uncorrected p of at most 0.05, of which "
+        f"over {NUM_TRACED} such series. *Beyond chance*: corrected over all units and signals, with a probability of "
+        "about 5 % that anything is reported by chance. *By p alone*: units with an uncorrected p of at most 0.05, of which "
         "chance gives 5 %. *False season*: the season was given as one that the data do not have. Fits end one horizon "
         "before the data do; half-lives and atlas are measured at their end. Nothing was chosen by these numbers.",
         "",
