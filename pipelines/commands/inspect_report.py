@@ -134,7 +134,7 @@ def _render_atlas(inspection: Inspection) -> Iterator[str]:
     atlas = inspection.atlas
     yield (
         f"<p>{inspection.num_traced} of {inspection.num_available} series, {atlas.num_units} units. Counted is what is "
-        f"beyond chance: the probability that anything at all is reported by chance is at most {atlas.rate:.0%}.</p>"
+        f"beyond chance: the probability that anything at all is reported by chance is about {atlas.rate:.0%}.</p>"
     )
     yield from (f"<p>{escape(note)}</p>" for note in atlas.notes)
     tested = atlas.table.groupby("signal", sort=False)["p"].apply(lambda values: bool(values.notna().any()))

@@ -17,7 +17,7 @@ from tests.factories import START, make_fitted_model, make_series, make_spec
 
 SEASON = 12
 # Of so many runs, more false alarms than this have a probability below 1 % at the stated rate of 5 %.
-RUNS, MOST_FALSE_ALARMS = 16, 3
+RUNS, MOST_FALSE_ALARMS = 12, 3
 PERMUTATIONS = 499  # enough for a p value of 0.05 / 9
 
 
