@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from forecaster.evaluation.plots import plot_forecast
+from forecaster.explain.faithfulness import METHOD_LABELS
 from forecaster.explain.inspection import Inspection
 from forecaster.explain.memory import describe_half_life
 from forecaster.explain.plots import plot_explanation
@@ -87,15 +88,24 @@ def _render_contributions(inspection: Inspection) -> Iterator[str]:
 
 def _render_faithfulness(inspection: Inspection) -> Iterator[str]:
     explanation = inspection.explanation
-    difference = explanation.forecast - explanation.baseline
-    share = "" if difference == 0 else f", {abs(explanation.integration_error / difference):.2%} of it"
     yield (
-        f"<p>The contributions add up to forecast minus baseline, {difference:.4g}, except for an error of numerical "
-        f"integration of {explanation.integration_error:.2g}{share}.</p>"
+        f"<p>The contributions add up to forecast minus baseline, {explanation.forecast - explanation.baseline:.4g}, up to "
+        f"{explanation.completeness_error:.2%}.</p>"
     )
+    if explanation.faithfulness is not None:
+        areas = explanation.faithfulness.aopcr
+        yield _render_table(
+            ("Ranking of the values", "Area over the perturbation curve"),
+            [(label, f"{areas[name]:.4g}") for name, label in METHOD_LABELS.items()],
+        )
+        yield (
+            "<p><strong>What it shows.</strong> How much the forecast really changes when the values that a ranking puts first "
+            "are replaced by the mean of the history, on average over shares of replaced values. Random orders are near zero; the "
+            "larger, the more faithful.</p>"
+        )
     yield (
         "<p><strong>When it misleads.</strong> Contributions that add up need not be those that matter: adding up is necessary "
-        "for a faithful explanation, not sufficient.</p>"
+        "for a faithful explanation, not sufficient. Replaced values make histories that the network has never seen.</p>"
     )
 
 
