@@ -43,6 +43,7 @@ RESULTS = Path(__file__).parent.parent / "results"
 POINTS_PER_SERIES = 500
 SERIES_PER_ROW_GROUP = 2_000
 LIMIT_GIB = 8
+OUT_OF_MEMORY = "out of memory"  # in place of the weights
 GIB = 1 << 30
 SPEC = Spec.parse(
     {
@@ -69,7 +70,7 @@ class Measurement(NamedTuple):
     cpu: dict[str, float]
     peaks: dict[str, float]
     parquet: float
-    mase: float
+    mase: float | None
     weights: str
     sampled: dict[str, int]
 
@@ -177,12 +178,17 @@ def measure(path: Path, series: int, *, place: str) -> Measurement:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     sampler = StageSampler()
-    with sampler.phase("reading"):
-        panel = _read(path, place)
-    with sampler.phase("last periods"):
-        find_partial_periods(panel)
-    trained = train_model(panel, SPEC, accelerator="cpu", facts={"data": "generated"}, progress=sampler)
-    sampler.end()
+    try:
+        with sampler.phase("reading"):
+            panel = _read(path, place)
+        with sampler.phase("last periods"):
+            find_partial_periods(panel)
+        trained = train_model(panel, SPEC, accelerator="cpu", facts={"data": "generated"}, progress=sampler)
+        sampler.end()
+    except MemoryError:
+        size = path.stat().st_size / GIB
+        peaks = {stage: peak for stage, peak in sampler.peaks.items() if stage in sampler.seconds}
+        return Measurement(series, place, sampler.seconds, sampler.cpu, peaks, size, None, OUT_OF_MEMORY, {})
     weights = hashlib.sha256(
         b"".join(value.numpy().tobytes() for value in trained.model.network.state_dict().values())
     ).hexdigest()
@@ -218,8 +224,11 @@ def format_report(measured: list[Measurement]) -> str:
     peaks = [row(stage, [item.peaks.get(stage) for item in ordered]) for stage in STAGES]
     seconds = [row(stage, [item.cpu.get(stage) for item in ordered], "{:.1f}") for stage in STAGES]
     values = [item.series * POINTS_PER_SERIES * 8 / GIB for item in ordered]
+    weights = [item.weights if item.weights == OUT_OF_MEMORY else f"`{item.weights}`" for item in ordered]
     evaluated = [
-        f"{item.sampled.get('calibration', item.series):,} and {item.sampled.get('test', item.series):,}"
+        "-"
+        if item.mase is None
+        else f"{item.sampled.get('calibration', item.series):,} and {item.sampled.get('test', item.series):,}"
         for item in ordered
     ]
     return "\n".join(
@@ -229,7 +238,8 @@ def format_report(measured: list[Measurement]) -> str:
             f"`python benchmarks/scale/training.py`: daily series of {POINTS_PER_SERIES} points (seed 0), LSTM 64, context "
             f"{SPEC.context}, horizon {SPEC.horizon}, {SPEC.training.steps} steps of {SPEC.training.batch} windows, seed "
             f"{SPEC.training.seed}, CPU, one thread, torch {torch.__version__}, on a machine that other work shared. A process "
-            f"per column, with RLIMIT_DATA at {LIMIT_GIB} GiB; no cgroup limited the pages of files.",
+            f"per column, with RLIMIT_DATA at {LIMIT_GIB} GiB; no cgroup limited the pages of files. A column that ends "
+            "with `out of memory` has the stages until then.",
             "",
             "Peak of anonymous memory (RssAnon), GiB; the first row is the process before it reads anything:",
             "",
@@ -251,7 +261,7 @@ def format_report(measured: list[Measurement]) -> str:
             row("values (on disk: the tape)", values),
             f"| series calibrated and tested on | {' | '.join(evaluated)} |",
             row("MASE of the test", [item.mase for item in ordered], "{:.6f}"),
-            f"| weights, sha256 | {' | '.join(f'`{item.weights}`' for item in ordered)} |",
+            f"| weights, sha256 | {' | '.join(weights)} |",
             "",
         ]
     )
