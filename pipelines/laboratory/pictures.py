@@ -21,7 +21,7 @@ CELL_COLORS = {
 
 def create_axes(*, columns: int, rows: int = 1, width: float = 11.0, height: float = 3.6) -> tuple[Figure, list[Axes]]:
     """Returns a figure and its axes, row by row; sizes are in inches, the height is that of one row."""
-    figure = Figure(figsize=(width, height * rows), dpi=100, layout="constrained")
+    figure = Figure(figsize=(width, height * rows), dpi=85, layout="constrained")
     all_axes = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
     for axes in all_axes:
         axes.spines[["top", "right"]].set_visible(False)

@@ -14,7 +14,8 @@ def format_report(experiments: Sequence[Experiment], trials: Mapping[str, Sequen
     parts = [format_experiment(item, trials[item.name]) for item in experiments if trials.get(item.name)]
     title = (
         "# Laboratory\n\n`make lab` runs every experiment with five seeds, except those that are stored, and writes this table; "
-        "[docs/laboratory.md](../../docs/laboratory.md) explains it. A cell has the median of the seeds and their range.\n"
+        "[docs/laboratory.md](../../docs/laboratory.md) explains it. A cell has the median of the seeds and their range. "
+        "The experiments ran beside other work: the time on the processor is what one seed takes on one idle core.\n"
     )
     return "\n".join([title, *parts])
 
