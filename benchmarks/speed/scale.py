@@ -133,7 +133,7 @@ def measure_stages(series: int, *, threads: int) -> dict[str, dict[str, float]]:
         result = _run_backtest(panel, {"model": Predictor(model)}, season)
     with timed("scores and table of the backtest"):
         result.scores("model")
-        result.frame()
+        result.to_frame()
     del result
     with tempfile.TemporaryDirectory() as folder, timed("saving and loading the bundle"):
         artifact.save_bundle(model, Path(folder) / "bundle", card="")

@@ -100,8 +100,8 @@ def _render_faithfulness(inspection: Inspection) -> Iterator[str]:
         )
         yield (
             "<p><strong>What it shows.</strong> How much the forecast really changes when the values that a ranking puts first "
-            "are replaced by the mean of the history, on average over shares of replaced values. Random orders are near zero; the "
-            "larger, the more faithful.</p>"
+            "are replaced by the mean of the history, on average over shares of replaced values. Random orders are near zero; "
+            "the larger, the more faithful.</p>"
         )
     yield (
         "<p><strong>When it misleads.</strong> Contributions that add up need not be those that matter: adding up is necessary "
