@@ -158,7 +158,7 @@ SERIES = Experiment(
     merit="RMSE at 64 steps ahead on the sine, against the linear autoregression of the textbook and the noise of "
     "0.2; MASE on the last year, against seasonal naive.",
     published="Zhang et al. (Dive into Deep Learning, section 9.1): the 64-step forecasts of a linear autoregression "
-    "with 4 lags are useless; an exercise of the section on LSTM asks for a time series in place of "
+    "with 4 lags are of little use; an exercise of the section on LSTM asks for a time series in place of "
     "characters. No figures.",
     measures=(*(Measure(f"sine, RMSE {ahead} ahead", 3) for ahead in AHEAD), Measure("hospital, MASE", 3)),
     run=run_series,
