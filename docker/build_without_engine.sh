@@ -18,7 +18,7 @@ build() {
 
 if [ "${BASE:-debian}" != pull ] && ! build inspect --type image "$base" >/dev/null 2>&1; then
     if [ ! -x "$folder/base/usr/bin/python3.11" ]; then
-        debootstrap --variant=minbase --include=python3.11,python3.11-venv,ca-certificates bookworm "$folder/base"
+        debootstrap --variant=minbase --include=python3.11,python3.11-venv,python3-distutils,ca-certificates bookworm "$folder/base"
     fi
     ln -sf ../../bin/python3.11 "$folder/base/usr/local/bin/python"
     rm -rf "$folder"/base/var/cache/apt/archives/*.deb "$folder"/base/var/lib/apt/lists/* "$folder/base/usr/share/doc"
@@ -31,7 +31,7 @@ fi
 # A company's certificates and index of packages are needed while building only, and are no part of the image.
 set -- --volume /etc/ssl/certs:/etc/ssl/certs:ro
 if [ -f /etc/pip.conf ]; then set -- "$@" --volume /etc/pip.conf:/etc/pip.conf:ro; fi
-build bud --isolation chroot --network host --pull-never --format docker --layers=false --target "$target" \
+build bud --isolation chroot --network host --pull-never --format docker --layers --target "$target" \
     --build-arg "PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL:-}" "$@" \
     --file "$root/docker/Dockerfile" --ignorefile "$root/.dockerignore" --tag "forecaster-$target" "$root"
 
