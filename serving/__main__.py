@@ -7,8 +7,7 @@ import sys
 
 from pydantic import ValidationError
 
-from forecaster.errors import InputError
-from forecaster.storage.secret_files import load_secret_files
+from forecaster.storage.secret_files import InvalidSecret, load_secret_files
 from serving import log_format
 from serving.asgi.auth import InvalidKeys, build_keyring
 from serving.settings import Settings, describe_errors
@@ -23,7 +22,7 @@ if __name__ == "__main__":
         for line in describe_errors(error):
             print(f"forecaster: {line}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
-    except InputError as error:
+    except InvalidSecret as error:
         print(f"forecaster: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     try:

@@ -9,8 +9,6 @@ import re
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from forecaster.errors import InputError
-
 SECRET_VARIABLES = (
     "FORECASTER_KEY",
     "FORECASTER_SERVING_LEDGER",
@@ -26,10 +24,14 @@ _MAX_BYTES = 1 << 16
 _PLACEHOLDER = re.compile(r"(?:change|replace)[-_ ]?me", re.IGNORECASE)
 
 
+class InvalidSecret(Exception):
+    """A secret cannot be used; the message names its variable and its file, and never its value."""
+
+
 def load_secret_files(environ: MutableMapping[str, str]) -> None:
     """Sets every variable of SECRET_VARIABLES whose NAME_FILE is set, and removes NAME_FILE.
 
-    White space around the value does not count. Raises InputError, which never repeats a value, if both variables are set, or if
+    White space around the value does not count. Raises InvalidSecret if both variables are set, or if
     the file cannot be read, is empty, or contains the placeholder of an example.
     """
     for name in SECRET_VARIABLES:
@@ -37,37 +39,31 @@ def load_secret_files(environ: MutableMapping[str, str]) -> None:
         if not path:
             continue
         if environ.get(name):
-            raise InputError(
-                f"Expected either {name} or {name}{FILE_SUFFIX}; found both. Remove one of them.",
-                where=f"{name}{FILE_SUFFIX}",
-            )
+            raise InvalidSecret(f"Expected either {name} or {name}{FILE_SUFFIX}; found both. Remove one of them.")
         environ[name] = read_secret_file(Path(path), variable=f"{name}{FILE_SUFFIX}")
         del environ[f"{name}{FILE_SUFFIX}"]
 
 
 def read_secret_file(path: Path, *, variable: str) -> str:
-    """Returns the secret in a file; raises InputError as `load_secret_files` does. `variable` is named in the message."""
+    """Returns the secret in a file; raises InvalidSecret as `load_secret_files` does. `variable` is named in the message."""
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
         value = content.decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise InputError(
+        raise InvalidSecret(
             f"Expected a secret in the file {path} of {variable}; it cannot be read ({reason}). Correct the path or the "
-            "permissions of the file.",
-            where=variable,
+            "permissions of the file."
         ) from None
     if not value or len(content) > _MAX_BYTES:
         found = f"more than {_MAX_BYTES} bytes" if value else "nothing"
-        raise InputError(
-            f"Expected a secret in the file {path} of {variable}; found {found}. Write the secret alone into the file.",
-            where=variable,
+        raise InvalidSecret(
+            f"Expected a secret in the file {path} of {variable}; found {found}. Write the secret alone into the file."
         )
     if _PLACEHOLDER.search(value):
-        raise InputError(
+        raise InvalidSecret(
             f"Expected a secret in the file {path} of {variable}; found the placeholder of an example. Write a secret of your "
-            "own into the file.",
-            where=variable,
+            "own into the file."
         )
     return value

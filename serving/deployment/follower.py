@@ -23,13 +23,13 @@ from typing import NamedTuple, NoReturn, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from forecaster.errors import BundleError, InputError, MissingPackage, NoSuchModel
+from forecaster.errors import BundleError, MissingPackage, NoSuchModel
 from forecaster.registry.rest_client import RestClient
 from forecaster.registry.version import BundleVersion
 from forecaster.storage import locks
 from forecaster.storage.addresses import redact_addresses
 from forecaster.storage.failpoints import fail_point
-from forecaster.storage.secret_files import load_secret_files
+from forecaster.storage.secret_files import InvalidSecret, load_secret_files
 from serving import log_format
 from serving.deployment import local_rollback, releases, status
 from serving.deployment.launcher import LAUNCHER_VARIABLE, end_with_launcher
@@ -320,7 +320,7 @@ def main(argv: Sequence[str]) -> int:
         for line in describe_errors(error):
             log.error("%s", line)
         return 2
-    except InputError as error:
+    except InvalidSecret as error:
         log.error("%s", error)
         return 2
     report_fds = [argument.removeprefix("--report=") for argument in argv if argument.startswith("--report=")]

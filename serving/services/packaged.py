@@ -26,8 +26,7 @@ import click
 from pydantic import ValidationError
 from starlette.types import ASGIApp
 
-from forecaster.errors import InputError
-from forecaster.storage.secret_files import load_secret_files
+from forecaster.storage.secret_files import InvalidSecret, load_secret_files
 from serving.asgi.auth import InvalidKeys, build_keyring
 from serving.services.application import ApplicationService, start_application
 from serving.settings import ENV_PREFIX, MIN_KEY_LENGTH, Settings, describe_errors
@@ -53,7 +52,7 @@ class PackagedService(ApplicationService):
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         with suppress(
-            InputError, ValidationError
+            InvalidSecret, ValidationError
         ):  # reported by `validate_deployment`; a Bento is also built and listed
             load_secret_files(os.environ)
             settings = Settings.from_environment(os.environ)
@@ -116,7 +115,7 @@ def _create_deployment_hook() -> Callable[[], None]:
         try:
             load_secret_files(os.environ)
             read_settings(os.environ, host=_find_configured_host())
-        except (InputError, InvalidKeys, InvalidSettings) as error:
+        except (InvalidSecret, InvalidKeys, InvalidSettings) as error:
             for line in str(error).splitlines():
                 sys.stderr.write(f"forecaster: {line}\n")
             sys.exit(2)

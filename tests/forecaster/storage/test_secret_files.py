@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from forecaster.errors import InputError
-from forecaster.storage.secret_files import SECRET_VARIABLES, load_secret_files
+from forecaster.storage.secret_files import SECRET_VARIABLES, InvalidSecret, load_secret_files
 from serving.settings import ENV_PREFIX, Settings
 from tests.system.processes import make_environment
 
@@ -44,11 +43,11 @@ def test_an_unusable_file_is_an_error_without_its_content(tmp_path: Path, conten
     if content is not None:
         path.write_bytes(content)
     environ = {"FORECASTER_SQL_URL_FILE": str(path)}
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InvalidSecret) as error:
         load_secret_files(environ)
     assert found in str(error.value)
     assert "CHANGE-ME" not in str(error.value)
-    assert error.value.where == "FORECASTER_SQL_URL_FILE"
+    assert "FORECASTER_SQL_URL_FILE" in str(error.value)
     assert "FORECASTER_SQL_URL" not in environ
 
 
