@@ -31,7 +31,7 @@ fi
 # A company's certificates and index of packages are needed while building only, and are no part of the image.
 set -- --volume /etc/ssl/certs:/etc/ssl/certs:ro
 if [ -f /etc/pip.conf ]; then set -- "$@" --volume /etc/pip.conf:/etc/pip.conf:ro; fi
-build bud --isolation chroot --network host --pull-never --format docker --layers --target "$target" \
+build bud --isolation chroot --network host --pull-never --format docker --layers=false --target "$target" \
     --build-arg "PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL:-}" "$@" \
     --file "$root/docker/Dockerfile" --ignorefile "$root/.dockerignore" --tag "forecaster-$target" "$root"
 
