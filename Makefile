@@ -8,6 +8,7 @@ CHECK_PYTHON := import sys; (3, 11) <= sys.version_info[:2] <= (3, 14) or \
 	sys.exit("Expected Python 3.11 to 3.14; found %s, %s. Name another one: make PYTHON=/path/to/python" \
 	% (sys.executable, sys.version.split()[0]))
 HADOLINT ?= hadolint
+KUBERNETES_VALIDATE ?= kubernetes-validate
 JOBS ?= 2
 
 BIN := .venv/bin
@@ -89,9 +90,11 @@ try-wheels: install ## install the wheels into new environments of every Python 
 lock: ## update the lock files (needs uv)
 	"$(PYTHON)" requirements/lock.py
 
-docker-lint: ## check the Dockerfile with hadolint, and the compose file if Docker is installed
+docker-lint: ## check the Dockerfile with hadolint, the manifests with kubernetes-validate, and the compose files if Docker is installed
 	$(HADOLINT) docker/Dockerfile
-	if docker compose version >/dev/null 2>&1; then docker compose --file docker/compose.yaml config --quiet; fi
+	$(KUBERNETES_VALIDATE) --strict $(filter-out %/hospital.yaml,$(wildcard docker/kubernetes/*.yaml))
+	if docker compose version >/dev/null 2>&1; then \
+		docker compose --file docker/compose.yaml config --quiet && docker compose --file docker/stack/compose.yaml config --quiet; fi
 
 clean: ## remove build products and caches; .venv and .forecaster are kept
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

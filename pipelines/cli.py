@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError
 from forecaster import __version__
 from forecaster.errors import ForecasterError
 from forecaster.installation import EXTRA_OF_MODULE, describe_missing_module
+from forecaster.storage.secret_files import InvalidSecret, load_secret_files
 from pipelines.commands.backtest import backtest
 from pipelines.commands.batch import batch
 from pipelines.commands.compare import compare
@@ -83,7 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     configure_logging()
     try:
+        load_secret_files(os.environ)
         app(argv, exit_on_error=False, print_error=True)
+    except InvalidSecret as error:
+        print(f"forecaster: {error}", file=sys.stderr)
+        sys.exit(2)
     except ForecasterError as error:
         print(f"forecaster: {name_options(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -3,11 +3,12 @@
     python requirements/lock.py         the newest versions of everything
     python requirements/lock.py --keep  the locked versions, wherever they satisfy pyproject.toml
 
-    lock.txt        everything except the CUDA packages
-    lock-cpu.txt    the CPU build of torch, installed first if pip finds it
-    lock-cuda.txt   the CUDA packages, for the GPU build of torch
-    lock-serve.txt  the part of lock.txt that a server needs; it has no torch
-    lock-docs.txt   what builds the documentation site, in an environment of its own
+    lock.txt           everything except the CUDA packages
+    lock-cpu.txt       the CPU build of torch, installed first if pip finds it
+    lock-cuda.txt      the CUDA packages, for the GPU build of torch
+    lock-serve.txt     the part of lock.txt that a server needs; it has no torch
+    lock-registry.txt  the part of lock.txt that MLflow's server needs; it has no torch
+    lock-docs.txt      what builds the documentation site, in an environment of its own
 
 docs/decisions/0002-lock-and-torch-builds.md explains why there are several files.
 """
@@ -75,6 +76,7 @@ def main(*options: str) -> None:
         option for extra in ("cli", "serve", "postgres") for option in ("--extra", extra)
     ]  # postgres: for the ledger
     serve = resolve(*extras, constraints=versions)
+    registry = resolve("--extra", "registry", constraints=versions)
     documentation = resolve_group("docs", preferences=read_locked_versions("lock-docs.txt") if locked else "")
 
     write_lock("lock.txt", rest, "Everything except the CUDA packages.")
@@ -82,6 +84,7 @@ def main(*options: str) -> None:
     write_lock("lock-cpu.txt", cpu, "The CPU build of torch, installed first if pip finds it.")
     write_lock("lock-cuda.txt", cuda, "The further requirements of the GPU build of torch.")
     write_lock("lock-serve.txt", serve, "The part of lock.txt that a server needs.")
+    write_lock("lock-registry.txt", registry, "The part of lock.txt that MLflow's server needs.")
     write_lock("lock-docs.txt", documentation, "What builds the documentation site, in an environment of its own.")
 
 

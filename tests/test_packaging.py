@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ["lock.txt", "lock-cpu.txt", "lock-cuda.txt", "lock-serve.txt", "lock-docs.txt"]
+LOCKS = ["lock.txt", "lock-cpu.txt", "lock-cuda.txt", "lock-serve.txt", "lock-registry.txt", "lock-docs.txt"]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -77,7 +77,11 @@ def test_a_lock_does_not_fix_the_package_index(lock: str) -> None:
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(
     ("lock", "extras"),
-    [("lock.txt", ["train", "cli", "track", "serve", "dev"]), ("lock-serve.txt", ["cli", "serve", "postgres"])],
+    [
+        ("lock.txt", ["train", "cli", "track", "serve", "dev"]),
+        ("lock-serve.txt", ["cli", "serve", "postgres"]),
+        ("lock-registry.txt", ["registry"]),
+    ],
 )
 def test_a_lock_satisfies_the_project_requirements(lock: str, extras: list[str], python: str) -> None:
     locked = read_versions(lock, python)
@@ -103,8 +107,9 @@ def test_the_extra_all_contains_every_compatible_extra() -> None:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_server_lock_has_the_tested_versions(python: str) -> None:
-    assert read_versions("lock-serve.txt", python).items() <= read_versions("lock.txt", python).items()
+@pytest.mark.parametrize("lock", ["lock-serve.txt", "lock-registry.txt"])
+def test_the_locks_of_images_have_the_tested_versions(lock: str, python: str) -> None:
+    assert read_versions(lock, python).items() <= read_versions("lock.txt", python).items()
 
 
 def test_the_server_lock_has_no_training_packages() -> None:
@@ -130,7 +135,7 @@ def test_no_lock_is_below_a_minimum_version(lock: str) -> None:
 
 def test_the_build_backend_is_in_the_locks() -> None:
     [backend] = map(Requirement, PYPROJECT["build-system"]["requires"])
-    for lock in ("lock.txt", "lock-serve.txt"):
+    for lock in ("lock.txt", "lock-serve.txt"):  # the registry installs no package of ours
         assert backend.specifier.contains(read_versions(lock, "3.11")[backend.name]), lock
 
 
@@ -285,39 +290,55 @@ def test_compose_disables_all_telemetry(compose_file: dict[str, dict[str, dict[s
     assert compose_file["forecaster"]["environment"]["BENTOML_DO_NOT_TRACK"] == "true"
 
 
-def read_dockerfile_instructions() -> list[list[str]]:
-    """Returns the instructions of the Dockerfile, each as a list of words."""
+def read_dockerfile_stages() -> dict[str, list[list[str]]]:
+    """Returns the instructions of every stage of the Dockerfile by its name, each as a list of words."""
     text = re.sub(r"\\\n", " ", (ROOT / "docker/Dockerfile").read_text())
-    return [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    stages: dict[str, list[list[str]]] = {}
+    for words in (line.split() for line in text.splitlines() if line and not line.startswith("#")):
+        if words[0] == "FROM":
+            stages[words[3]] = instructions = []
+        instructions.append(words)
+    return stages
 
 
-def test_the_image_does_not_run_as_root() -> None:
-    names = [words[0] for words in read_dockerfile_instructions()]
-    user = read_dockerfile_instructions()[max(index for index, name in enumerate(names) if name == "USER")][1]
-    assert names[::-1].index("USER") < names[::-1].index("FROM"), "the last stage sets no user"
+def list_inherited(stages: dict[str, list[list[str]]], name: str) -> list[list[str]]:
+    """Returns the instructions of a stage after those of the stages that it is built from."""
+    base = stages[name][0][1]
+    return (list_inherited(stages, base) if base in stages else []) + stages[name]
+
+
+@pytest.mark.parametrize("target", ["serve", "train", "registry"])
+def test_no_image_runs_as_root_or_contains_a_build_tool(target: str) -> None:
+    instructions = list_inherited(read_dockerfile_stages(), target)
+    [user] = [words[1] for words in instructions if words[0] == "USER"]
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    assert [words for words in instructions if words[0] == "ARG" or "apt-get" in words] == []
 
 
-def test_the_image_is_built_with_a_compiler() -> None:
+def test_the_images_are_built_with_a_compiler_that_they_do_not_contain() -> None:
     """Without a compiler the kernel is skipped silently, and workers are slower."""
-    stages = [index for index, words in enumerate(read_dockerfile_instructions()) if words[0] == "FROM"]
-    build = read_dockerfile_instructions()[stages[0] : stages[1]]
-    compiler = next(index for index, words in enumerate(build) if "gcc" in words)
-    assert compiler < next(index for index, words in enumerate(build) if "--no-build-isolation" in words)
+    stages = read_dockerfile_stages()
+    compiler = next(index for index, words in enumerate(stages["wheel"]) if "gcc" in words)
+    assert compiler < next(index for index, words in enumerate(stages["wheel"]) if "--no-build-isolation" in words)
+    assert [name for name, words in stages.items() if any("gcc" in line for line in words)] == ["wheel"]
 
 
-def test_the_image_pins_its_base_and_starts_the_service() -> None:
-    bases = [words[1] for words in read_dockerfile_instructions() if words[0] == "FROM"]
+def test_the_images_pin_their_base_and_the_last_one_starts_the_service() -> None:
+    stages = read_dockerfile_stages()
+    bases = {words[0][1] for words in stages.values()} - set(stages)
+    assert len(bases) == 1
     assert all(re.fullmatch(r"python:3\.1[12]\.\d+-slim-\w+", base) for base in bases)
-    assert read_dockerfile_instructions()[-1] == ["ENTRYPOINT", '["forecaster",', '"serve"]']
+    assert list(stages)[-1] == "serve", "the default target"
+    assert stages["serve"][-1] == ["ENTRYPOINT", '["forecaster",', '"serve"]']
 
 
-def test_the_image_copies_everything_it_needs() -> None:
+def test_the_images_copy_everything_they_need_and_nothing_else() -> None:
     included = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
         source
-        for words in read_dockerfile_instructions()
-        if words[0] == "COPY" and "--from=build" not in words
+        for instructions in read_dockerfile_stages().values()
+        for words in instructions
+        if words[0] == "COPY" and not words[1].startswith("--from=")
         for source in words[1:-1]
     }
     assert included == copied

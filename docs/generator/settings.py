@@ -5,6 +5,7 @@ from __future__ import annotations
 from docs.generator.command_line import list_commands
 from docs.generator.fields import list_fields
 from docs.generator.markdown import finish_sentence, render_page, render_table
+from forecaster.storage.secret_files import FILE_SUFFIX, SECRET_VARIABLES
 from serving.settings import ENV_PREFIX, Settings
 
 # Variables that are read where no option of a command reads them.
@@ -41,4 +42,11 @@ def build_page() -> str:
         "## Service",
         "An unknown `FORECASTER_SERVING_*` stops the start with a message, because it is usually a typing error.",
         render_table(("variable", "takes", "default", "meaning"), service),
+        "## Secrets in files",
+        f"With `{FILE_SUFFIX}` after its name, each of these variables names a file that contains its value, such as a secret "
+        "that a container mounts: "
+        + ", ".join(f"`{name}{FILE_SUFFIX}`" for name in SECRET_VARIABLES)
+        + ". Setting both forms is an "
+        "error, and so are an empty file and the placeholder of an example. The files are read once, when a command, the service "
+        f"or its follower starts. `{ENV_PREFIX}KEYS_FILE` alone is read again when it changes.",
     )

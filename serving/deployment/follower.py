@@ -29,6 +29,7 @@ from forecaster.registry.version import BundleVersion
 from forecaster.storage import locks
 from forecaster.storage.addresses import redact_addresses
 from forecaster.storage.failpoints import fail_point
+from forecaster.storage.secret_files import InvalidSecret, load_secret_files
 from serving import log_format
 from serving.deployment import local_rollback, releases, status
 from serving.deployment.launcher import LAUNCHER_VARIABLE, end_with_launcher
@@ -313,10 +314,14 @@ def main(argv: Sequence[str]) -> int:
     """
     log_format.configure_logging()
     try:
+        load_secret_files(os.environ)
         settings = Settings.from_environment(os.environ)
     except ValidationError as error:
         for line in describe_errors(error):
             log.error("%s", line)
+        return 2
+    except InvalidSecret as error:
+        log.error("%s", error)
         return 2
     report_fds = [argument.removeprefix("--report=") for argument in argv if argument.startswith("--report=")]
     options = {argument for argument in argv if not argument.startswith("--report=")}

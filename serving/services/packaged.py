@@ -26,6 +26,7 @@ import click
 from pydantic import ValidationError
 from starlette.types import ASGIApp
 
+from forecaster.storage.secret_files import InvalidSecret, load_secret_files
 from serving.asgi.auth import InvalidKeys, build_keyring
 from serving.services.application import ApplicationService, start_application
 from serving.settings import ENV_PREFIX, MIN_KEY_LENGTH, Settings, describe_errors
@@ -50,7 +51,10 @@ class PackagedService(ApplicationService):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        with suppress(ValidationError):  # reported by `validate_deployment`; a Bento is also built and listed
+        with suppress(
+            InvalidSecret, ValidationError
+        ):  # reported by `validate_deployment`; a Bento is also built and listed
+            load_secret_files(os.environ)
             settings = Settings.from_environment(os.environ)
             self.config.setdefault("workers", settings.workers)
             # BentoML's own default is every address of the machine.
@@ -109,8 +113,9 @@ def _create_deployment_hook() -> Callable[[], None]:
     def validate_deployment() -> None:
         """Ends the server before its workers start, which BentoML would restart for ever."""
         try:
+            load_secret_files(os.environ)
             read_settings(os.environ, host=_find_configured_host())
-        except (InvalidKeys, InvalidSettings) as error:
+        except (InvalidSecret, InvalidKeys, InvalidSettings) as error:
             for line in str(error).splitlines():
                 sys.stderr.write(f"forecaster: {line}\n")
             sys.exit(2)

@@ -37,7 +37,7 @@ NUM_SKIPPED = {
     "an overview, with commands that run until they are stopped": 3,
     "another library": 5,
     "installs packages": 2,
-    "needs Docker": 4,
+    "needs Docker": 7,
     "needs a model with covariates": 1,
     "needs a packaged service": 2,
     "needs a tracking server": 1,

@@ -91,7 +91,7 @@ def test_the_image_excludes_training_packages() -> None:
 
 
 def test_the_container_serves_the_model_named_in_its_environment() -> None:
-    assert json.loads(DOCKERFILE.split("ENTRYPOINT ")[1]) == ["forecaster", "serve"]
+    assert json.loads(DOCKERFILE.split("ENTRYPOINT ")[-1]) == ["forecaster", "serve"]
     environment = compose_environment("forecaster")
     assert environment["FORECASTER_SERVING_MODEL"] == "hospital", "the model of the demo"
     assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"

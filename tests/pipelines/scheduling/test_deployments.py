@@ -6,28 +6,19 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from pipelines.cli import app
 from pipelines.scheduling.cron import CronSchedule
+from tests.docker.manifests import parse_command
 from tests.system.processes import make_environment
 
 pytestmark = pytest.mark.integration
 
 DOCKER = Path(__file__).parents[3] / "docker"
 UNITS = sorted((DOCKER / "systemd").glob("forecaster-*"))
-
-
-def parse_command(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """The command and its arguments, by the command line's own parser; raises where it does not know them."""
-    command, bound, rest = app.parse_args(list(words), exit_on_error=False, print_error=False)
-    assert not rest
-    return command.__name__, dict(bound.arguments)
 
 
 def read_unit(path: Path) -> dict[str, list[str]]:
@@ -37,42 +28,6 @@ def read_unit(path: Path) -> dict[str, list[str]]:
             name, _, value = line.partition("=")
             found.setdefault(name, []).append(value)
     return found
-
-
-def test_the_kubernetes_cron_job_calls_retrain() -> None:
-    job = yaml.safe_load((DOCKER / "kubernetes/retrain.yaml").read_text())
-    assert (job["apiVersion"], job["kind"], job["spec"]["concurrencyPolicy"]) == ("batch/v1", "CronJob", "Forbid")
-    CronSchedule(job["spec"]["schedule"], job["spec"]["timeZone"])
-    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    [container] = pod["containers"]
-    program, *words = container["command"]
-    command, arguments = parse_command(words)
-    assert (program, command, arguments["if_needed"], arguments["trigger"]) == (
-        "forecaster",
-        "retrain",
-        True,
-        "kubernetes",
-    )
-    assert arguments["root_options"].root == Path(container["volumeMounts"][0]["mountPath"])
-    assert "env" not in container, "secrets come from the Secret alone"
-    assert container["envFrom"] == [{"secretRef": {"name": "forecaster"}}]
-    [rule] = job["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
-    assert rule["onExitCodes"]["values"] == [2, 3]
-    assert rule["onExitCodes"]["containerName"] == container["name"]
-    assert {one["name"] for one in pod["volumes"]} == {one["name"] for one in container["volumeMounts"]}
-
-
-def test_the_kubernetes_deployment_serves_and_waits_for_a_model() -> None:
-    deployment, service = yaml.safe_load_all((DOCKER / "kubernetes/serve.yaml").read_text())
-    pod = deployment["spec"]["template"]["spec"]
-    [container] = pod["containers"]
-    command, arguments = parse_command(["serve", *container["args"]])
-    assert (command, arguments["model"], arguments["wait"]) == ("serve", "hospital", True)
-    [port] = container["ports"]
-    assert service["spec"]["ports"] == [{"port": port["containerPort"]}]
-    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
-    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": port["containerPort"]}
-    assert {volume["name"] for volume in pod["volumes"]} == {mount["name"] for mount in container["volumeMounts"]}
 
 
 @pytest.mark.parametrize("path", [path for path in UNITS if path.suffix == ".service"], ids=lambda path: path.stem)

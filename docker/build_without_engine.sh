@@ -1,0 +1,42 @@
+#!/bin/sh
+# Builds an image of docker/Dockerfile without Docker, and prints its size: buildah runs every instruction in a chroot.
+#
+#     sudo docker/build_without_engine.sh [TARGET] [FOLDER]        # serve, train or registry; about 5 minutes for serve
+#
+# It needs root, and Debian's packages `buildah` and `debootstrap`. Where no registry of images can be reached, the base is Debian 12
+# with its own Python 3.11 under the name of the official image; that is larger by the packages of Debian's Python, so the printed
+# size is an upper bound. With BASE=pull the base is downloaded as usual. The result stays in FOLDER/storage.
+set -eu
+target=${1:-serve}
+folder=${2:-/var/tmp/forecaster-build}
+root=$(cd "$(dirname "$0")/.." && pwd)
+base=$(sed -n 's/^FROM \(python:[^ ]*\) AS build$/\1/p' "$root/docker/Dockerfile")
+mkdir -p "$folder"
+build() {
+    buildah --root "$folder/storage" --runroot "$folder/run" --storage-driver vfs "$@"
+}
+
+if [ "${BASE:-debian}" != pull ] && ! build inspect --type image "$base" >/dev/null 2>&1; then
+    if [ ! -x "$folder/base/usr/bin/python3.11" ]; then
+        debootstrap --variant=minbase --include=python3.11,python3.11-venv,python3-distutils,ca-certificates bookworm "$folder/base"
+    fi
+    ln -sf ../../bin/python3.11 "$folder/base/usr/local/bin/python"
+    rm -rf "$folder"/base/var/cache/apt/archives/*.deb "$folder"/base/var/lib/apt/lists/* "$folder/base/usr/share/doc"
+    container=$(build from scratch)
+    build copy --quiet "$container" "$folder/base" /
+    build config --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin --cmd /bin/sh "$container"
+    build commit --quiet --rm "$container" "docker.io/library/$base"
+fi
+
+# A company's certificates and index of packages are needed while building only, and are no part of the image.
+set -- --volume /etc/ssl/certs:/etc/ssl/certs:ro
+if [ -f /etc/pip.conf ]; then set -- "$@" --volume /etc/pip.conf:/etc/pip.conf:ro; fi
+build bud --isolation chroot --network host --pull-never --format docker --layers=false --target "$target" \
+    --build-arg "PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL:-}" "$@" \
+    --file "$root/docker/Dockerfile" --ignorefile "$root/.dockerignore" --tag "forecaster-$target" "$root"
+
+container=$(build from --pull-never "forecaster-$target")
+mounted=$(build mount "$container")
+echo "image forecaster-$target: $(du --summarize --one-file-system --block-size=1000000 "$mounted" | cut -f1) MB, of which" \
+    "$(du --summarize --block-size=1000000 "$mounted/opt/forecaster" | cut -f1) MB are /opt/forecaster"
+build rm "$container" >/dev/null
