@@ -57,7 +57,7 @@ class DatasetOptions:
 class WorkOptions:
     """How the work of a batch is divided."""
 
-    on: WorkPlace = "processes"
+    on: WorkPlace = "local"
     "Where the work is done: processes of this machine, or tasks on the Ray cluster that RAY_ADDRESS names (docs/batch.md)."
     workers: int | None = None
     "Processes or tasks at the same time, each with a single-threaded engine; by default one for each core."

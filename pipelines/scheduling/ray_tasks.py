@@ -26,8 +26,8 @@ _STORE_BYTES = 100 << 20  # of a cluster on this machine: tasks pass plans and r
 _StepT = TypeVar("_StepT")
 _ResultT = TypeVar("_ResultT")
 
-WorkPlace = Literal["processes", "ray"]
-"""Where steps run: in processes of this machine, or as tasks on a Ray cluster."""
+WorkPlace = Literal["local", "ray"]
+"""Where steps run: on this machine, or as tasks on a Ray cluster."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def open_cluster(*, workers: int | None) -> Iterator[RayTasks]:
 
 @contextmanager
 def open_runner(place: WorkPlace, *, workers: int | None) -> Iterator[RayTasks | None]:
-    """Yields what runs steps on a cluster (`open_cluster`); None for processes, which each job starts itself."""
-    if place == "processes":
+    """Yields what runs steps on a cluster (`open_cluster`); None for this machine, whose processes each job starts itself."""
+    if place == "local":
         yield None
         return
     with open_cluster(workers=workers) as tasks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -10,15 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import pytest
 
 from forecaster.batch.job import BatchJob, run_batch
+from forecaster.batch.manifest import BatchModel, ShardRecord
 from forecaster.batch.workers import run_in_processes
 from forecaster.bundle import artifact
 from forecaster.errors import BadSpec, ClusterError, InputError, MissingPackage
 from pipelines.scheduling.ray_tasks import RayTasks, open_cluster, open_runner
 from tests.factories import make_fitted_model, make_spec
 from tests.forecaster.batch.conftest import STEPS, make_rows, read_digests, shuffle_rows, write_files
+from tests.system.processes import wait_until
 
 
 class RayError(Exception):
@@ -108,7 +112,7 @@ def test_steps_are_submitted_as_workers_become_free_and_yielded_as_they_finish(s
 
 
 def test_an_error_of_a_step_is_raised_as_it_is_and_ends_the_others(stub: StubRay) -> None:
-    with pytest.raises(BadSpec, match="^seven$") as raised:
+    with pytest.raises(BadSpec, match=r"^seven$") as raised:
         list(RayTasks(3)(square, range(5, 20)))
     assert raised.value.where == "step"
     assert len(stub.cancelled) == 3, "two that were waiting, and the one that took the free worker"
@@ -136,7 +140,7 @@ def test_a_cluster_that_does_not_respond_and_a_missing_package_are_named(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingPackage, match=r"recurrent-forecaster\[ray\]"):
         open_cluster(workers=1).__enter__()
-    with open_runner("processes", workers=1) as tasks:
+    with open_runner("local", workers=1) as tasks:
         assert tasks is None
 
 
@@ -146,12 +150,9 @@ def job(tmp_path: Path) -> BatchJob:
     bundle = tmp_path / "bundle"
     artifact.save_bundle(make_fitted_model(make_spec()), bundle, card="# small")
     write_files(tmp_path / "input", {"a.parquet": shuffle_rows(make_rows(48))})
-    identity = artifact.compute_bundle_digest(bundle)
-    from forecaster.batch.manifest import BatchModel
-
     return BatchJob(
         bundle=bundle,
-        model=BatchModel(name="small", version="small/1", digest=identity),
+        model=BatchModel(name="small", version="small/1", digest=artifact.compute_bundle_digest(bundle)),
         source=str(tmp_path / "input"),
         output=str(tmp_path / "output"),
         as_of="2026-01-31",
@@ -184,8 +185,16 @@ def test_files_that_a_worker_wrote_on_its_own_disk_are_missed_before_the_batch_i
 
     with pytest.raises(InputError, match=r"rows-00000\.arrow .*this process does not see it"):
         run_batch(job, run_steps=run_elsewhere)
-    with pytest.raises(InputError, match="found memory://"):
-        run_batch(replace(job, output="memory://bucket/output"), run_steps=run_elsewhere)
+    try:
+        with pytest.raises(InputError, match="found memory://"):
+            run_batch(replace(job, output="memory://elsewhere/output"), run_steps=run_elsewhere)
+    finally:
+        fsspec.filesystem("memory").rm("/elsewhere", recursive=True)
+
+
+def call_slowly(function: Callable[[Any], Any], step: Any) -> Any:
+    time.sleep(0.5)
+    return function(step)
 
 
 @pytest.mark.nightly
@@ -202,13 +211,13 @@ def test_a_node_that_dies_in_the_middle_of_a_batch_changes_no_byte(job: BatchJob
         ray.init(address=cluster.address, log_to_driver=False)
 
         def lose_a_node(function: Callable[[Any], Any], steps: Any) -> Iterator[Any]:
-            for number, result in enumerate(RayTasks(2)(function, steps), start=1):
-                if number == 2 and len(steps) == 12:
+            for number, result in enumerate(RayTasks(2)(partial(call_slowly, function), steps), start=1):
+                if number == 2 and isinstance(result, ShardRecord):  # both nodes have a task
                     cluster.remove_node(second, allow_graceful=False)
                 yield result
 
         report = run_batch(job, run_steps=lose_a_node)
-        assert len([entry for entry in ray.nodes() if entry["Alive"]]) == 1
+        wait_until(lambda: [entry["Alive"] for entry in ray.nodes()].count(True) == 1)
     finally:
         ray.shutdown()
         cluster.shutdown()
