@@ -34,7 +34,7 @@ NUM_SKIPPED = {
     "a server runs until it is stopped": 6,
     OVERVIEW: 1,
     "an overview, with commands that run until they are stopped": 3,
-    "another library": 5,
+    "another library": 6,
     "installs packages": 2,
     "needs Docker": 4,
     "needs a model with covariates": 1,
