@@ -32,6 +32,7 @@
     ├── MissingPackage             an optional package is not installed  exit 1
     ├── SourceUnavailable          a store or database does not respond  exit 1
     ├── BatchInterrupted           a worker of a batch was killed        exit 1
+    ├── ClusterError               a cluster does not respond, or lost a worker on every attempt  exit 1
     ├── TrainingError              training cannot continue              exit 1
     │   ├── NonFiniteLoss          the loss became NaN or infinite
     │   └── CheckpointMismatch     a checkpoint belongs to another fit, or is damaged
@@ -181,6 +182,9 @@ class SourceUnavailable(ForecasterError): ...
 
 
 class BatchInterrupted(ForecasterError): ...
+
+
+class ClusterError(ForecasterError): ...
 
 
 class TrainingError(ForecasterError): ...

@@ -27,6 +27,7 @@ EXTRA_OF_MODULE = {
     "psycopg": "postgres",
     "pyarrow": "train",
     "pytorch_lightning": "train",
+    "ray": "ray",
     "rich": "cli",
     "scipy": "train",
     "sklearn": "tune",

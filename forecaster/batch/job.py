@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from forecaster.batch import workers as pool
+from forecaster.batch.dispatch import compute_shards, run_shuffle
 from forecaster.batch.manifest import (
     BatchManifest,
     BatchModel,
@@ -28,9 +28,11 @@ from forecaster.batch.shard import MAX_REPAIRS, STAGES, ShardInputs, load_model
 from forecaster.batch.shuffle import Shuffle, find_missing_steps
 from forecaster.batch.source import InputColumns, Source, open_source
 from forecaster.batch.stores import Store
+from forecaster.batch.workers import run_in_processes
 from forecaster.data.forecast_table import plan_quantile_columns
 from forecaster.errors import InputError, TooManyRejects
 from forecaster.progress import NO_PROGRESS, Progress
+from forecaster.progress.steps import RunSteps
 from forecaster.storage.addresses import redact_addresses
 from forecaster.storage.failpoints import fail_point
 
@@ -122,16 +124,24 @@ class BatchReport(NamedTuple):
         return self.finished == self.shards
 
 
-def run_batch(job: BatchJob, *, progress: Progress = NO_PROGRESS) -> BatchReport:
+def run_batch(job: BatchJob, *, run_steps: RunSteps | None = None, progress: Progress = NO_PROGRESS) -> BatchReport:
     """Forecasts a data set into an archive; the same call continues a batch that was interrupted.
 
+    Args:
+        job: The batch.
+        run_steps: What runs the shards and the steps of a shuffle, perhaps on other machines, which read and write the same
+            locations; by default `workers` processes of this machine.
+        progress: Receives the phases: plan, shuffle, forecast.
     Raises:
         ManifestMismatch: The batch was started with another model, input or option.
         MissingColumn, NoData: The input lacks a column or is empty.
+        InputError: Workers cannot read or write the locations of this process.
         BatchInterrupted: A worker was killed.
     """
     start = time.perf_counter()
     _validate_job(job)
+    if run_steps is not None:
+        job = _make_absolute(job)
     store = Store(job.output)
     with progress.phase("plan"):
         job = _complete_reading(job)
@@ -139,21 +149,26 @@ def run_batch(job: BatchJob, *, progress: Progress = NO_PROGRESS) -> BatchReport
         manifest = _open_manifest(job, store, source)
         progress.update(0, f"{len(manifest.shards)} shards, {manifest.source.rows} rows")
     shuffle = _describe_shuffle(job, manifest, source)
-    _require_shared_stores(job, [store, *([Store(shuffle.scratch)] if shuffle else [])], source)
+    if run_steps is not None or job.workers > 1:
+        _require_shared_stores([store, *([Store(shuffle.scratch)] if shuffle else [])], source)
     inputs = ShardInputs(job.bundle, manifest, source, shuffle, job.output)
     with store.hold_lock(manifest.lock_name(job.share.index)):
-        return _run_job(job, inputs, store, progress, start=start)
+        run_steps = run_steps or partial(run_in_processes, workers=job.workers)
+        return _run_job(job, inputs, store, run_steps, progress, start=start)
 
 
-def _run_job(job: BatchJob, inputs: ShardInputs, store: Store, progress: Progress, *, start: float) -> BatchReport:
+def _run_job(
+    job: BatchJob, inputs: ShardInputs, store: Store, run_steps: RunSteps, progress: Progress, *, start: float
+) -> BatchReport:
     """Computes the missing shards of a job, and completes the batch if no other shard is missing."""
     manifest, shuffle = inputs.manifest, inputs.shuffle
     mine = range(job.share.index, len(manifest.shards), job.share.count)
     records = find_shard_records(store, manifest, mine)
     missing = [shard for shard in mine if shard not in records]
     if shuffle is not None and missing:
-        _run_shuffle(shuffle, job, progress)
-    computed = _compute_shards(inputs, missing, job.workers, progress)
+        steps = _order_steps(find_missing_steps(shuffle), job.share)
+        run_shuffle(shuffle, steps, run_steps=run_steps, progress=progress)
+    computed = compute_shards(inputs, missing, run_steps=run_steps, progress=progress)
     records |= {record.shard: record for record in computed}
     others = [shard for shard in range(len(manifest.shards)) if shard not in records]
     records |= find_shard_records(store, manifest, others, verify=False)  # those of other jobs
@@ -277,42 +292,34 @@ def _describe_shuffle(job: BatchJob, manifest: BatchManifest, source: Source) ->
     )
 
 
-def _require_shared_stores(job: BatchJob, stores: Sequence[Store], source: Source) -> None:
-    if job.workers > 1 and not (source.is_shared and all(store.is_shared for store in stores)):
+def _make_absolute(job: BatchJob) -> BatchJob:
+    """Returns a job whose paths do not depend on the folder in which a worker was started."""
+    scratch = None if job.scratch is None else _to_absolute(job.scratch)
+    return replace(
+        job,
+        bundle=job.bundle.absolute(),
+        source=_to_absolute(job.source),
+        output=_to_absolute(job.output),
+        scratch=scratch,
+    )
+
+
+def _to_absolute(location: str) -> str:
+    return location if "://" in location else str(Path(location).absolute())
+
+
+def _require_shared_stores(stores: Sequence[Store], source: Source) -> None:
+    if not (source.is_shared and all(store.is_shared for store in stores)):
         raise InputError(
             "Expected locations that other processes can read; found memory://. Use one worker (--workers 1), or another store.",
             where="workers",
         )
 
 
-def _run_shuffle(shuffle: Shuffle, job: BatchJob, progress: Progress) -> None:
-    """Runs the missing steps: first those of this job, then those that no other job has finished meanwhile."""
-    missing = find_missing_steps(shuffle)
-    own = [step for step in missing if step % job.share.count == job.share.index]
-    with progress.phase("shuffle", len(missing)):
-        rows = 0
-        for number, written in enumerate(
-            pool.run_steps(
-                partial(pool.shuffle_slab, shuffle), [*own, *sorted({*missing} - {*own})], workers=job.workers
-            ),
-            start=1,
-        ):
-            rows += written
-            progress.update(number, f"{rows} rows")
-
-
-def _compute_shards(inputs: ShardInputs, shards: Sequence[int], workers: int, progress: Progress) -> list[ShardRecord]:
-    records: list[ShardRecord] = []
-    if not shards:
-        return records
-    with progress.phase("forecast", len(shards)):
-        start, series, rejected = time.perf_counter(), 0, 0
-        for record in pool.run_steps(partial(pool.forecast_shard, inputs), shards, workers=workers):
-            records.append(record)
-            series, rejected = series + record.series, rejected + record.rejected
-            rate = series / max(1e-9, time.perf_counter() - start)
-            progress.update(len(records), f"{series} series, {rejected} rejected, {rate:.0f} series/s")
-    return records
+def _order_steps(missing: Sequence[int], share: JobShare) -> list[int]:
+    """Returns first the steps of this job, then those that no other job has finished meanwhile."""
+    own = [step for step in missing if step % share.count == share.index]
+    return [*own, *sorted({*missing} - {*own})]
 
 
 def _summarize_night(manifest: BatchManifest, records: Sequence[ShardRecord]) -> NightRecord:

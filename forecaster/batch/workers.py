@@ -15,29 +15,17 @@ from typing import TypeVar
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from forecaster.batch.manifest import ShardRecord
-from forecaster.batch.shard import ShardInputs, compute_shard, load_model
-from forecaster.batch.shuffle import Shuffle, run_step
 from forecaster.errors import BatchInterrupted
 
+_StepT = TypeVar("_StepT")
 _ResultT = TypeVar("_ResultT")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _QUEUED_PER_WORKER = 2
 
 
-def shuffle_slab(shuffle: Shuffle, step: int) -> int:
-    """Runs one step of a shuffle, in any process; returns its rows."""
-    return run_step(shuffle, step)
-
-
-def forecast_shard(inputs: ShardInputs, shard: int) -> ShardRecord:
-    """Computes one shard, in any process, which loads the model once."""
-    return compute_shard(
-        load_model(inputs.bundle, inputs.manifest.model, horizon=inputs.manifest.horizon), inputs, shard
-    )
-
-
-def run_steps(function: Callable[[int], _ResultT], steps: Sequence[int], *, workers: int) -> Iterator[_ResultT]:
+def run_in_processes(
+    function: Callable[[_StepT], _ResultT], steps: Sequence[_StepT], *, workers: int
+) -> Iterator[_ResultT]:
     """Yields the results of a function for each step as they finish.
 
     With one worker the steps run in this process, in order. Otherwise each of the spawned processes runs one step at a time, and

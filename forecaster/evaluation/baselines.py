@@ -10,6 +10,7 @@ import numpy as np
 from forecaster.data.batching import repeat_season
 from forecaster.engines.statistical.models import STATISTICAL_MODELS, FitTask, forecast_tasks, require_model_package
 from forecaster.errors import ForecasterError, InputError
+from forecaster.progress.steps import RunSteps
 from forecaster.series import Forecast, Series
 
 if TYPE_CHECKING:
@@ -92,7 +93,12 @@ FitProgressCallback = Callable[[int, int], None]
 
 
 def statistical_baseline(
-    name: str, *, season: int, jobs: int = 1, progress: FitProgressCallback | None = None
+    name: str,
+    *,
+    season: int,
+    jobs: int = 1,
+    run_steps: RunSteps | None = None,
+    progress: FitProgressCallback | None = None,
 ) -> ForecastFunction:
     """Returns a forecaster that fits one of STATISTICAL_MODELS to each history (`statistical.models.forecast_tasks`).
 
@@ -103,6 +109,7 @@ def statistical_baseline(
         name: One of STATISTICAL_MODELS. `auto_ets` ignores a season of more than 24 steps.
         season: Steps of a season.
         jobs: Parallel processes.
+        run_steps: What fits the models elsewhere, as for `forecast_tasks`.
         progress: Called after every history.
     Raises:
         InputError: no baseline has this name.
@@ -117,7 +124,8 @@ def statistical_baseline(
 
     def forecast(series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
         outcomes: list[Forecast | ForecasterError] = []
-        results = forecast_tasks([FitTask(name, item.y, season, horizon) for item in series], jobs=jobs)
+        tasks = [FitTask(name, item.y, season, horizon) for item in series]
+        results = forecast_tasks(tasks, jobs=jobs, run_steps=run_steps)
         for item, result in zip(series, results, strict=True):
             outcomes.append(_to_forecast(item, result, name, season=season, horizon=horizon))
             if progress is not None:

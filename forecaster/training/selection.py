@@ -15,7 +15,7 @@ import numpy as np
 
 from forecaster.data.on_disk.tape import count_steps
 from forecaster.data.split import hold_out
-from forecaster.errors import BadSpec, HistoryTooShort, NonFiniteLoss
+from forecaster.errors import BadSpec, HistoryTooShort
 from forecaster.evaluation.one_standard_error import (
     MAX_EXCESS,
     ErrorsByWindow,
@@ -24,10 +24,11 @@ from forecaster.evaluation.one_standard_error import (
 )
 from forecaster.evaluation.validation import ValidationErrors
 from forecaster.progress import NO_PROGRESS, Progress
+from forecaster.progress.steps import RunSteps
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.base_variants import build_base_variants
-from forecaster.training.fit import fit, fit_digest
+from forecaster.training.candidates import Candidate, FitOptions, fit_candidates
 from forecaster.training.presets import build_candidate_specs, build_symbol_spec
 
 
@@ -69,6 +70,7 @@ def select_spec(
     accelerator: str = "auto",
     devices: str = "1",
     checkpoint_folder: Path | None = None,
+    run_steps: RunSteps | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> SpecSelection:
     """Returns the simplest variant of a preset that is not clearly worse than the best on the windows before the test.
@@ -82,7 +84,7 @@ def select_spec(
         columns: The fields `covariates`, `static` and `channels` of all variants; by default there are none.
         test_windows: Rolling origins at the end, which do not affect the choice.
         accelerator, devices: As for `fit`.
-        checkpoint_folder: As for `select_on_validation`.
+        checkpoint_folder, run_steps: As for `select_on_validation`.
         progress: Receives a phase for each variant, and the choice.
     Raises:
         BadSpec: A preset for symbols, which have one specification instead.
@@ -126,6 +128,7 @@ def select_spec(
         accelerator=accelerator,
         devices=devices,
         checkpoint_folder=checkpoint_folder,
+        run_steps=run_steps,
         progress=progress,
     )
     choice = selection.choice
@@ -234,6 +237,7 @@ def select_on_validation(
     accelerator: str = "auto",
     devices: str = "1",
     checkpoint_folder: Path | None = None,
+    run_steps: RunSteps | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> CandidateSelection:
     """Fits one network of each candidate and selects by `choose_simplest`; a single candidate is returned without a fit.
@@ -248,6 +252,7 @@ def select_on_validation(
         accelerator, devices: As for `fit`.
         checkpoint_folder: Folder for one checkpoint per candidate. An interrupted selection resumes from these: it repeats
             neither a finished candidate nor a finished epoch. The caller removes the folder.
+        run_steps: What fits the candidates elsewhere, several at a time; by default one after the other in this process.
         progress: Receives a phase for each candidate.
     Raises:
         BadSpec: The candidates do not share horizon, season and validation windows.
@@ -255,34 +260,19 @@ def select_on_validation(
     if len(candidates) == 1:
         return CandidateSelection(candidates[0])
     _validate_comparable(candidates)
-    results: list[ValidationErrors | None] = []
-    for number, spec in enumerate(candidates, start=1):
-        single_member, label = spec.model_copy(update={"members": 1}), describe_variant(spec)
-        checkpoint = None
-        if checkpoint_folder is not None:
-            checkpoint_folder.mkdir(parents=True, exist_ok=True)
-            checkpoint = checkpoint_folder / f"{fit_digest(panel, single_member)[:16]}.ckpt"
-        with progress.phase(f"variant {number} of {len(candidates)}", spec.training.steps):
-            try:
-                fitted = fit(
-                    panel,
-                    single_member,
-                    checkpoint=checkpoint,
-                    accelerator=accelerator,
-                    devices=devices,
-                    progress=progress,
-                    label=label,
-                )
-            except NonFiniteLoss:
-                results.append(None)
-                progress.update(0, f"{label}: diverged")
-            else:
-                results.append(fitted.validation_errors)
-                error = fitted.scores["valid/rollout"]
-                progress.update(fitted.steps, f"{label}: MASE {error:.4g} after {fitted.epochs} epochs")
+    results = fit_candidates(
+        panel,
+        [
+            Candidate(index, spec.model_copy(update={"members": 1}), describe_variant(spec))
+            for index, spec in enumerate(candidates)
+        ],
+        FitOptions(accelerator, devices, checkpoint_folder),
+        run_steps=run_steps,
+        progress=progress,
+    )
     spec = candidates[0]
     overlap = max(1.0, spec.horizon / (spec.training.valid_stride or spec.horizon))
-    choice = choose_simplest(_align_series(results), overlap=overlap)
+    choice = choose_simplest(_align_series([result.errors for result in results]), overlap=overlap)
     return CandidateSelection(candidates[choice.chosen], choice)
 
 

@@ -22,6 +22,7 @@ from pipelines.commands.options import (
     validate_plot_path,
     validate_table_paths,
 )
+from pipelines.scheduling.ray_tasks import WorkPlace, open_runner
 
 if TYPE_CHECKING:
     from pipelines.comparison.backtest import LoadedBundle
@@ -50,8 +51,10 @@ class BacktestOptions:
     naive2 (of the M4 competition) and dynamic_optimized_theta, 0.1 s for auto_ets, 0.5 s for auto_arima. For 700 hours,
     auto_ets takes 1 s; auto_arima takes minutes if the season is long (weeks of a year). All but naive2 need the extra
     'baselines'. Seasonal naive, the last value and the pretrained network are always included."""
-    jobs: int = 1
-    "Processes that fit baselines in parallel."
+    on: WorkPlace = "local"
+    "Where baselines are fitted: on this machine, or as tasks on the Ray cluster that RAY_ADDRESS names (docs/batch.md)."
+    jobs: int | None = None
+    "Processes that fit baselines in parallel, by default one; on Ray, tasks at the same time, by default one for each CPU."
     by: str | None = None
     "A column of a static feature; the groups of its values are scored too (in --scores)."
     levels: Annotated[tuple[float, ...], Parameter(negative="", show_default=False)] = ()
@@ -104,20 +107,22 @@ def backtest(
     if any(loaded.model.spec.head.is_symbolic for loaded in bundles.values()):
         _backtest_symbols(bundles, source, options)
         return
-    report = backtests.backtest(
-        bundles,
-        source,
-        baselines=options.baselines,
-        horizon=options.horizon,
-        windows=options.windows,
-        stride=options.stride,
-        season=options.season,
-        levels=options.levels,
-        group_by=options.by,
-        n_jobs=options.jobs,
-        progress=create_display(),
-        now=datetime.now(UTC),
-    )
+    with open_runner(options.on, workers=options.jobs) as run_steps:
+        report = backtests.backtest(
+            bundles,
+            source,
+            baselines=options.baselines,
+            horizon=options.horizon,
+            windows=options.windows,
+            stride=options.stride,
+            season=options.season,
+            levels=options.levels,
+            group_by=options.by,
+            n_jobs=options.jobs or 1,
+            run_steps=run_steps,
+            progress=create_display(),
+            now=datetime.now(UTC),
+        )
     for message in report.messages:
         warn(message)
     print_backtest_scores(

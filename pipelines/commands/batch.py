@@ -15,6 +15,7 @@ from pipelines.commands.console import name_options, warn
 from pipelines.commands.model_options import ResolvedModel, SeasonOptions, resolve_model
 from pipelines.commands.options import RootOptions, validate_counts
 from pipelines.commands.schedule import ScheduleOptions, schedule_command
+from pipelines.scheduling.ray_tasks import WorkPlace, open_runner
 
 if TYPE_CHECKING:
     from forecaster.batch.job import BatchReport, JobShare
@@ -56,8 +57,10 @@ class DatasetOptions:
 class WorkOptions:
     """How the work of a batch is divided."""
 
+    on: WorkPlace = "local"
+    "Where the work is done: processes of this machine, or tasks on the Ray cluster that RAY_ADDRESS names (docs/batch.md)."
     workers: int | None = None
-    "Processes, each with a single-threaded engine; by default one for each core."
+    "Processes or tasks at the same time, each with a single-threaded engine; by default one for each core."
     shard: str | None = None
     "The part of this job, I/N with I from 0 to N-1, if a scheduler runs N jobs on one batch (see docs/batch.md)."
     shard_rows: int | None = None
@@ -164,7 +167,8 @@ def batch(
         shard_rows=work_options.shard_rows or DEFAULT_SHARD_ROWS,
         layout=dataset_options.layout,
     )
-    report = run_batch(job, progress=create_display())
+    with open_runner(work_options.on, workers=work_options.workers) as run_steps:
+        report = run_batch(job, run_steps=run_steps, progress=create_display())
     _print_report(report, identity)
     validate_rejects(report, max_rejects=max_rejects)
 

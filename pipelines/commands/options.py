@@ -15,6 +15,7 @@ from forecaster.errors import BadSpec, InputError, NoSuchModel
 
 if TYPE_CHECKING:
     from forecaster.progress import Progress
+    from forecaster.progress.steps import RunSteps
     from forecaster.series import Panel
     from forecaster.spec import Spec
     from forecaster.training.selection import SpecSelection
@@ -205,6 +206,7 @@ class SpecOptions:
         seed: int | None = None,
         test_windows: int,
         device_options: DeviceOptions,
+        run_steps: RunSteps | None = None,
         progress: Progress,
     ) -> Iterator[SpecSelection]:
         """Provides the specification that `read_spec` found, else the best for the panel, with its candidates.
@@ -237,9 +239,10 @@ class SpecOptions:
                     preset=self.preset,
                     season=self.season,
                     test_windows=test_windows,
-                    accelerator=device_options.accelerator,
+                    accelerator=device_options.accelerator if run_steps is None else "cpu",
                     devices=device_options.devices,
-                    checkpoint_folder=folder,
+                    checkpoint_folder=folder.absolute(),
+                    run_steps=run_steps,
                     progress=progress,
                 )
             members = selection.limit_members(self.members, progress=progress)

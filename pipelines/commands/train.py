@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from forecaster.errors import LedgerError, MissingPackage, RefusedByGate
+from forecaster.errors import InputError, LedgerError, MissingPackage, RefusedByGate
 from forecaster.installation import DISTRIBUTION, describe_missing_module
 from pipelines.commands.console import name_options, print_scores, print_verdict, warn, warn_about_partial_periods
 from pipelines.commands.model_options import resolve_bundle
@@ -23,6 +23,7 @@ from pipelines.commands.options import (
     validate_counts,
 )
 from pipelines.commands.schedule import ScheduleOptions, schedule_command
+from pipelines.scheduling.ray_tasks import WorkPlace, open_runner
 
 if TYPE_CHECKING:
     from forecaster.series import Panel
@@ -40,6 +41,7 @@ def train(
     seed: int | None = None,
     test_windows: int = 1,
     on_disk: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    on: WorkPlace = "local",
     device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
@@ -62,6 +64,9 @@ def train(
     on_disk
         Keep the values in a file in the root rather than in memory, for data larger than the memory: DATA is then a Parquet
         file, or a folder of Parquet files in which the rows of each series are together. The weights are the same.
+    on
+        Where the variants of a preset are compared, if there is no --config: one after the other on this machine, or at the same
+        time, each on one CPU, on the Ray cluster that RAY_ADDRESS names (docs/batch.md). The model is trained on this machine.
     """
     from forecaster.bundle import artifact
     from forecaster.progress.display import create_display
@@ -80,6 +85,8 @@ def train(
         devices=device_options.devices,
     )
     device_options.validate(allow_several=True)
+    if on == "ray":
+        _validate_cluster_options(device_options, on_disk=on_disk)
     spec = spec_options.read_spec(seed=seed, fallback=None if initial is None else initial.spec)
     now = datetime.now(UTC)
     panel = (
@@ -88,16 +95,20 @@ def train(
         else read_panel(source.for_spec(spec), now=now, progress=progress)
     )
     warn_about_partial_periods(panel, now=now)
-    with spec_options.select_spec(
-        spec,
-        panel,
-        source,
-        root,
-        seed=seed,
-        test_windows=test_windows,
-        device_options=device_options,
-        progress=progress,
-    ) as selection:
+    with (
+        open_runner(on if spec is None else "local", workers=None) as run_steps,
+        spec_options.select_spec(
+            spec,
+            panel,
+            source,
+            root,
+            seed=seed,
+            test_windows=test_windows,
+            device_options=device_options,
+            run_steps=run_steps,
+            progress=progress,
+        ) as selection,
+    ):
         options = replace(options, candidates=selection.candidates, selection_reason=selection.reason)
         result = training.train(source, selection.spec, root, options, panel=panel, initial=initial, progress=progress)
     scale_note = None if result.backtest is None else result.backtest.scale_note
@@ -106,6 +117,18 @@ def train(
     print(f"bundle  {result.bundle}\nrun     {run_id}\ndigest  {result.digest}")
     if result.advice is not None:
         warn(name_options(result.advice))
+
+
+def _validate_cluster_options(device_options: DeviceOptions, *, on_disk: bool) -> None:
+    """Raises InputError for what tasks of one CPU cannot use."""
+    if on_disk or device_options.accelerator not in ("auto", "cpu") or device_options.devices != "1":
+        found = (
+            "--on-disk" if on_disk else f"--accelerator {device_options.accelerator} --devices {device_options.devices}"
+        )
+        raise InputError(
+            f"Expected --on ray with data in memory and one CPU for each variant; found {found}. Leave that out, or --on.",
+            where="on",
+        )
 
 
 def can_record(root: Root) -> bool:

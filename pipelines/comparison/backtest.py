@@ -33,6 +33,7 @@ from forecaster.prediction.fitted_model import as_fitted_model
 from forecaster.prediction.head_quantiles import has_quantiles
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.progress import NO_PROGRESS, Progress
+from forecaster.progress.steps import RunSteps
 from forecaster.series import Panel
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
@@ -104,6 +105,7 @@ def backtest(
     levels: Sequence[float] = (),
     group_by: str | None = None,
     n_jobs: int = 1,
+    run_steps: RunSteps | None = None,
     progress: Progress = NO_PROGRESS,
     now: datetime | None = None,
 ) -> BacktestReport:
@@ -122,6 +124,7 @@ def backtest(
             network has this season too, by default that of the frequency.
         group_by: A static column; the groups of its values are scored too.
         n_jobs: Processes that fit baselines in parallel.
+        run_steps: What fits the baselines elsewhere; by default these processes. Networks forecast all origins in this one.
         progress: Receives the phases: reading, backtest.
         now: The present, for data whose incomplete last periods are dropped.
     """
@@ -143,7 +146,9 @@ def backtest(
     forecasters |= build_baselines(season=season, pretrained=pretrained)
     for name in dict.fromkeys(baselines):
         on_history = partial(_count_histories, progress, len(forecasters))
-        forecasters[name] = statistical_baseline(name, season=season, jobs=n_jobs, progress=on_history)
+        forecasters[name] = statistical_baseline(
+            name, season=season, jobs=n_jobs, run_steps=run_steps, progress=on_history
+        )
     group_series(panel.series, group_by)  # raises before the work rather than after it
     result = run_backtest(
         panel,

@@ -1,1 +1,1 @@
-"""Scheduling of retrainings: jobs, cron expressions, the scheduler process, and the Prefect flow."""
+"""Scheduling of retrainings: jobs, cron expressions, the scheduler process, the Prefect flow, and Ray."""

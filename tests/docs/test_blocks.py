@@ -35,7 +35,7 @@ NUM_SKIPPED = {
     OVERVIEW: 1,
     "an overview, with commands of different models": 3,
     "an overview, with commands that run until they are stopped": 3,
-    "another library": 5,
+    "another library": 6,
     "installs packages": 2,
     "needs Docker": 7,
     "needs a model with covariates": 1,

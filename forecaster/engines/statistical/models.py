@@ -19,6 +19,7 @@ import numpy as np
 
 from forecaster.errors import MissingPackage, TrainingError
 from forecaster.metrics import nanmean
+from forecaster.progress.steps import RunSteps
 from forecaster.shapes import Float64
 
 STATSFORECAST_CLASSES = {
@@ -52,7 +53,9 @@ class FitTask(NamedTuple):
     horizon: int
 
 
-def forecast_tasks(tasks: Sequence[FitTask], *, jobs: int = 1) -> Iterator[Float64[np.ndarray, "_"] | str]:
+def forecast_tasks(
+    tasks: Sequence[FitTask], *, jobs: int = 1, run_steps: RunSteps | None = None
+) -> Iterator[Float64[np.ndarray, "_"] | str]:
     """Yields the point forecast of each task in order, or the reason why there is none: the history is too short, say.
 
     Missing values at the start are dropped, and gaps are interpolated linearly. Where values are missing at the end, the model
@@ -61,9 +64,13 @@ def forecast_tasks(tasks: Sequence[FitTask], *, jobs: int = 1) -> Iterator[Float
     Args:
         tasks: Histories, and the models to fit.
         jobs: The number of parallel processes.
+        run_steps: What fits the models elsewhere, some tasks at a time; by default `jobs` processes of this machine.
     Raises:
         TrainingError: A worker process was killed.
     """
+    if run_steps is not None:
+        yield from _forecast_elsewhere(tasks, run_steps)
+        return
     if jobs == 1 or len(tasks) == 1:
         yield from map(_forecast_task, tasks)
         return
@@ -77,6 +84,19 @@ def forecast_tasks(tasks: Sequence[FitTask], *, jobs: int = 1) -> Iterator[Float
                 "choose fewer --jobs.",
                 where="jobs",
             ) from error
+
+
+def _forecast_elsewhere(tasks: Sequence[FitTask], run_steps: RunSteps) -> Iterator[np.ndarray | str]:
+    """Yields the results in the order of the tasks, each chunk as soon as those before it are there."""
+    chunks = [_Chunk(first, tasks[first : first + _MAX_CHUNK_SIZE]) for first in range(0, len(tasks), _MAX_CHUNK_SIZE)]
+    finished: dict[int, _ChunkResult] = {}
+    expected = 0
+    for result in run_steps(_forecast_chunk, chunks):
+        finished[result.first] = result
+        while expected in finished:
+            forecasts = finished.pop(expected).forecasts
+            yield from forecasts
+            expected += len(forecasts)
 
 
 def require_model_package(name: str, *, purpose: str = "the baseline") -> None:
@@ -118,6 +138,24 @@ def interpolate_gaps(y: Float64[np.ndarray, "_"]) -> Float64[np.ndarray, "_"]:
         if not len(observed_steps)
         else np.interp(np.arange(observed_steps[0], observed_steps[-1] + 1), observed_steps, y[observed_steps])
     )
+
+
+class _Chunk(NamedTuple):
+    """Consecutive tasks, and the index of the first one."""
+
+    first: int
+    tasks: Sequence[FitTask]
+
+
+class _ChunkResult(NamedTuple):
+    """The outcome of each task of a chunk."""
+
+    first: int
+    forecasts: list[np.ndarray | str]
+
+
+def _forecast_chunk(chunk: _Chunk) -> _ChunkResult:
+    return _ChunkResult(chunk.first, [_forecast_task(task) for task in chunk.tasks])
 
 
 def _forecast_task(task: FitTask) -> np.ndarray | str:

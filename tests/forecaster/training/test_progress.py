@@ -14,11 +14,13 @@ import pytest
 from forecaster.errors import NonFiniteLoss
 from forecaster.progress import Progress
 from forecaster.spec import Spec
+from forecaster.training import candidates as candidates_module
 from forecaster.training import selection as selections
 from forecaster.training.fit import fit
 from forecaster.training.lightning import pl
 from forecaster.training.selection import CandidateSelection, select_on_validation, select_spec
 from forecaster.training.sequence import train_model
+from tests.elsewhere import run_elsewhere
 from tests.factories import make_panel, make_spec, make_wave
 from tests.forecaster.training.fitting import PANEL, TRAINING, fit_on_cpu, make_fit_spec
 
@@ -121,15 +123,25 @@ def test_an_interrupted_selection_resumes_its_variant_and_repeats_no_finished_on
     assert interrupted_steps[0] == interrupt_at[1] - 3 or interrupt_at[1] == 11, "the interrupted epoch is repeated"
 
 
+def test_variants_that_are_fitted_elsewhere_are_selected_as_here(uninterrupted: CandidateSelection) -> None:
+    progress = RecordedProgress()
+    selection = select_on_validation(
+        PANEL, make_candidates(), accelerator="cpu", run_steps=run_elsewhere, progress=progress
+    )
+    assert selection == uninterrupted, "bitwise the errors, in the order of the candidates"
+    assert progress.phases == [("variants", 3)]
+    assert progress.updates["variants"] == [1, 2, 3]
+
+
 def test_a_diverging_variant_is_named_and_not_selected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    real_fit = selections.fit
+    real_fit = candidates_module.fit
 
     def fit_or_diverge(panel, spec, **options):  # type: ignore[no-untyped-def]
         if spec.scaling == "standard":
             raise NonFiniteLoss("Expected a finite loss; found NaN. Lower the learning rate.", where="train/loss")
         return real_fit(panel, spec, **options)
 
-    monkeypatch.setattr(selections, "fit", fit_or_diverge)
+    monkeypatch.setattr(candidates_module, "fit", fit_or_diverge)
     progress = RecordedProgress()
     candidates = make_candidates()[:2]
     selection = select_on_validation(PANEL, candidates, accelerator="cpu", progress=progress)
@@ -154,7 +166,7 @@ def test_a_selection_without_a_finite_error_is_not_called_the_best(monkeypatch: 
     def diverge(*_: object, **__: object) -> None:
         raise NonFiniteLoss("Expected a finite loss; found NaN. Lower the learning rate.", where="train/loss")
 
-    monkeypatch.setattr(selections, "fit", diverge)
+    monkeypatch.setattr(candidates_module, "fit", diverge)
     progress = RecordedProgress()
     select_spec(PANEL, name="any", horizon=5, test_windows=0, accelerator="cpu", progress=progress)
     [report] = progress.reports

@@ -16,6 +16,7 @@ from forecaster.metrics import nanmean
 from forecaster.prediction.predictor import Predictor
 from forecaster.progress import Progress
 from forecaster.series import Forecast, Panel
+from forecaster.training import candidates
 from forecaster.training import selection as selections
 from forecaster.training.fit import FitResult
 from forecaster.training.selection import SpecSelection, describe_choice, describe_variant, select_on_validation
@@ -88,7 +89,7 @@ def select_with_errors(
     def fit(_panel: Panel, spec, **_options: object) -> FitResult:  # type: ignore[no-untyped-def]
         return fitted._replace(validation_errors=ValidationErrors(*results[spec.training.seed]))
 
-    monkeypatch.setattr(selections, "fit", fit)
+    monkeypatch.setattr(candidates, "fit", fit)
     return select_on_validation(PANEL, specs, accelerator="cpu")
 
 

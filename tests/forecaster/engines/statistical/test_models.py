@@ -10,11 +10,19 @@ import numpy as np
 import pytest
 
 from forecaster.engines.statistical import models as module
-from forecaster.engines.statistical.models import STATISTICAL_MODELS, STATSFORECAST_CLASSES, interpolate_gaps, naive2
+from forecaster.engines.statistical.models import (
+    STATISTICAL_MODELS,
+    STATSFORECAST_CLASSES,
+    FitTask,
+    forecast_tasks,
+    interpolate_gaps,
+    naive2,
+)
 from forecaster.errors import InputError, MissingPackage, TrainingError
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.baselines import seasonal_naive, statistical_baseline
 from forecaster.series import Forecast, Series
+from tests.elsewhere import run_elsewhere
 from tests.factories import START, make_panel, make_series, make_wave
 
 pytestmark = pytest.mark.integration
@@ -121,6 +129,14 @@ def test_parallel_processes_give_the_same_results_in_the_same_order() -> None:
         assert forecast.id == expected.id
         np.testing.assert_array_equal(forecast.mean, expected.mean)
     assert progress_calls == [(done, 6) for done in range(1, 7)]
+
+
+def test_histories_that_are_fitted_elsewhere_have_the_same_forecasts_in_the_same_order() -> None:
+    tasks = [FitTask("naive2", make_seasonal_values(20 + index, seed=index), SEASON, HORIZON) for index in range(40)]
+    tasks[20] = FitTask("naive2", np.full(3, np.nan), SEASON, HORIZON)
+    expected, found = list(forecast_tasks(tasks)), list(forecast_tasks(tasks, run_steps=run_elsewhere))
+    assert found[20] == expected[20] == "nothing was observed"
+    np.testing.assert_array_equal(np.stack(found[:20] + found[21:]), np.stack(expected[:20] + expected[21:]))
 
 
 def test_a_process_that_fits_baselines_does_not_import_torch() -> None:
