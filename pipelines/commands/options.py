@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from forecaster.errors import BadSpec, InputError, NoSuchModel
+from pipelines.scheduling.ray_tasks import WorkPlace, open_runner
 
 if TYPE_CHECKING:
     from forecaster.progress import Progress
-    from forecaster.progress.steps import RunSteps
     from forecaster.series import Panel
     from forecaster.spec import Spec
     from forecaster.training.selection import SpecSelection
@@ -206,12 +206,13 @@ class SpecOptions:
         seed: int | None = None,
         test_windows: int,
         device_options: DeviceOptions,
-        run_steps: RunSteps | None = None,
+        on: WorkPlace = "local",
         progress: Progress,
     ) -> Iterator[SpecSelection]:
         """Provides the specification that `read_spec` found, else the best for the panel, with its candidates.
 
-        The checkpoints of the candidates are kept until the block ends without an error.
+        The candidates are fitted on this machine or on a Ray cluster (`on`). Their checkpoints are kept until the block ends
+        without an error.
         """
         from forecaster.training.selection import SpecSelection, select_spec
         from pipelines.sources import derive_model_name
@@ -231,7 +232,7 @@ class SpecOptions:
             season=self.season,
             test_windows=test_windows,
         ) as folder:
-            with lock_variants(folder):
+            with lock_variants(folder), open_runner(on, workers=None) as run_steps:
                 selection = select_spec(
                     panel,
                     name=name,
@@ -239,7 +240,7 @@ class SpecOptions:
                     preset=self.preset,
                     season=self.season,
                     test_windows=test_windows,
-                    accelerator=device_options.accelerator if run_steps is None else "cpu",
+                    accelerator=device_options.accelerator if on == "local" else "cpu",
                     devices=device_options.devices,
                     checkpoint_folder=folder.absolute(),
                     run_steps=run_steps,

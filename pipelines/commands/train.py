@@ -23,7 +23,7 @@ from pipelines.commands.options import (
     validate_counts,
 )
 from pipelines.commands.schedule import ScheduleOptions, schedule_command
-from pipelines.scheduling.ray_tasks import WorkPlace, open_runner
+from pipelines.scheduling.ray_tasks import WorkPlace, require_ray
 
 if TYPE_CHECKING:
     from forecaster.series import Panel
@@ -95,20 +95,17 @@ def train(
         else read_panel(source.for_spec(spec), now=now, progress=progress)
     )
     warn_about_partial_periods(panel, now=now)
-    with (
-        open_runner(on if spec is None else "local", workers=None) as run_steps,
-        spec_options.select_spec(
-            spec,
-            panel,
-            source,
-            root,
-            seed=seed,
-            test_windows=test_windows,
-            device_options=device_options,
-            run_steps=run_steps,
-            progress=progress,
-        ) as selection,
-    ):
+    with spec_options.select_spec(
+        spec,
+        panel,
+        source,
+        root,
+        seed=seed,
+        test_windows=test_windows,
+        device_options=device_options,
+        on=on,
+        progress=progress,
+    ) as selection:
         options = replace(options, candidates=selection.candidates, selection_reason=selection.reason)
         result = training.train(source, selection.spec, root, options, panel=panel, initial=initial, progress=progress)
     scale_note = None if result.backtest is None else result.backtest.scale_note
@@ -120,7 +117,7 @@ def train(
 
 
 def _validate_cluster_options(device_options: DeviceOptions, *, on_disk: bool) -> None:
-    """Raises InputError for what tasks of one CPU cannot use."""
+    """Raises InputError for what tasks of one CPU cannot use, and MissingPackage if Ray is not installed."""
     if on_disk or device_options.accelerator not in ("auto", "cpu") or device_options.devices != "1":
         found = (
             "--on-disk" if on_disk else f"--accelerator {device_options.accelerator} --devices {device_options.devices}"
@@ -129,6 +126,7 @@ def _validate_cluster_options(device_options: DeviceOptions, *, on_disk: bool) -
             f"Expected --on ray with data in memory and one CPU for each variant; found {found}. Leave that out, or --on.",
             where="on",
         )
+    require_ray()
 
 
 def can_record(root: Root) -> bool:

@@ -60,6 +60,12 @@ class RayTasks:
                 ray.cancel(reference, force=True)
 
 
+def require_ray() -> None:
+    """Imports Ray; raises MissingPackage if it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it on import, and sends statistics by default
+    require_package("ray", purpose="tasks on a Ray cluster")
+
+
 @contextmanager
 def open_cluster(*, workers: int | None) -> Iterator[RayTasks]:
     """Connects to the cluster that the program has connected to, else to that of RAY_ADDRESS, else starts one on this machine.
@@ -72,8 +78,7 @@ def open_cluster(*, workers: int | None) -> Iterator[RayTasks]:
         MissingPackage: Ray is not installed.
         ClusterError: The cluster does not respond, or has another version of Ray or Python.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it on import, and sends statistics by default
-    require_package("ray", purpose="tasks on a Ray cluster")
+    require_ray()
     ray = import_module("ray")
     is_own = not ray.is_initialized()
     if is_own:
