@@ -91,17 +91,17 @@ class _SharedKeys(NamedTuple):
     nights: Sequence[str]
 
 
-class _Part(NamedTuple):
+class _ArchivePart(NamedTuple):
     """Some rows of forecasts, the rows of their actuals (-1: none), and the actuals."""
 
     table: pa.Table
     rows: Int[np.ndarray, "row"]
     actual: pa.Array
 
-    def select(self, is_selected: np.ndarray) -> _Part:
+    def select(self, is_selected: np.ndarray) -> _ArchivePart:
         """Returns the selected rows."""
         mask = pa.array(is_selected)
-        return _Part(self.table.filter(mask), self.rows[is_selected], self.actual.filter(mask))
+        return _ArchivePart(self.table.filter(mask), self.rows[is_selected], self.actual.filter(mask))
 
 
 class _ScorePlan(NamedTuple):
@@ -134,7 +134,7 @@ class _ScorePlan(NamedTuple):
         ]
         return np.concatenate(keys) if keys else np.zeros(0, dtype=np.int64)
 
-    def _iter_parts(self) -> Iterator[_Part]:
+    def _iter_parts(self) -> Iterator[_ArchivePart]:
         """Yields the forecasts with their actuals, some rows at a time and in one order."""
         columns = [name for name in self.dataset.schema.names if name != DIGEST_COLUMN]
         scanner = self.dataset.scanner(
@@ -145,9 +145,9 @@ class _ScorePlan(NamedTuple):
                 rows = self.observed.find_rows(
                     batch.column(self.id_column).cast(pa.string()), batch.column(self.ds_column)
                 )
-                yield _Part(pa.Table.from_batches([batch]), rows, self.observed.take_values(rows))
+                yield _ArchivePart(pa.Table.from_batches([batch]), rows, self.observed.take_values(rows))
 
-    def _sum(self, part: _Part, terms: Mapping[str, Any]) -> pa.Table:
+    def _sum(self, part: _ArchivePart, terms: Mapping[str, Any]) -> pa.Table:
         """Returns sum and count of each term by group."""
         columns = {}
         for name in self.groups:
@@ -170,7 +170,7 @@ class _ScorePlan(NamedTuple):
         )
 
 
-def _number_rows(part: _Part, nights: Sequence[str]) -> Int[np.ndarray, "row"]:
+def _number_rows(part: _ArchivePart, nights: Sequence[str]) -> Int[np.ndarray, "row"]:
     """Returns one number for the actual and the night of each row, -1 without an actual."""
     night = pc.index_in(part.table.column(AS_OF_COLUMN).cast(pa.string()), value_set=pa.array(nights)).to_numpy()
     return np.where(part.rows >= 0, part.rows * len(nights) + night, -1)
@@ -243,7 +243,7 @@ def _index_actuals(
 
 
 def _build_terms(
-    part: _Part, quantiles: Mapping[float, str], intervals: Mapping[float, tuple[str, str]]
+    part: _ArchivePart, quantiles: Mapping[float, str], intervals: Mapping[float, tuple[str, str]]
 ) -> dict[str, Any]:
     """Returns the values whose sums and counts make the scores; null where a value is missing."""
     actual, table = part.actual, part.table.combine_chunks()
