@@ -3,9 +3,9 @@
 #
 #     sudo docker/build_without_engine.sh [TARGET] [FOLDER]        # serve, train or registry; about 5 minutes for serve
 #
-# It needs root, and Debian's packages `buildah` and `debootstrap`. Where no registry of images can be reached, the base is Debian 12
-# with its own Python 3.11 under the name of the official image; that is larger by the packages of Debian's Python, so the printed
-# size is an upper bound. With BASE=pull the base is downloaded as usual. The result stays in FOLDER/storage.
+# It needs root, Debian's packages `buildah` and `debootstrap`, and some 10 GB in FOLDER. Where no registry of images can be reached,
+# the base is Debian 12 with its own Python 3.11 under the name of the official image, and the printed size is near that of the real one.
+# With BASE=pull the base is downloaded as usual. The result stays in FOLDER/storage.
 set -eu
 target=${1:-serve}
 folder=${2:-/var/tmp/forecaster-build}
@@ -21,7 +21,11 @@ if [ "${BASE:-debian}" != pull ] && ! build inspect --type image "$base" >/dev/n
         debootstrap --variant=minbase --include=python3.11,python3.11-venv,python3-distutils,ca-certificates bookworm "$folder/base"
     fi
     ln -sf ../../bin/python3.11 "$folder/base/usr/local/bin/python"
-    rm -rf "$folder"/base/var/cache/apt/archives/*.deb "$folder"/base/var/lib/apt/lists/* "$folder/base/usr/share/doc"
+    # As in the official slim images.
+    for unused in var/cache/apt var/lib/apt/lists usr/share/doc usr/share/man usr/share/locale debootstrap; do
+        rm -rf "$folder/base/$unused"
+    done
+    mkdir -p "$folder/base/var/lib/apt/lists/partial" "$folder/base/var/cache/apt/archives/partial"
     container=$(build from scratch)
     build copy --quiet "$container" "$folder/base" /
     build config --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin --cmd /bin/sh "$container"

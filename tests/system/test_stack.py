@@ -271,7 +271,7 @@ def test_9_a_killed_scheduler_runs_its_job_when_it_is_back(team: Team, tmp_path:
     wait_until(lambda: read_status()["jobs"][0]["last"] is not None, seconds=240, pause=5)
     status = read_status()
     assert status["scheduler"]["alive"]
-    assert status["jobs"][0]["last"]["outcome"] in ("done", "refused"), status
+    assert status["jobs"][0]["last"]["code"] in (0, 3), status  # promoted, or refused by the gate
     secrets = {path.name: path.read_text().strip() for path in stack.secrets.iterdir()}
     for part in (stack.registry, stack.follower, *stack.replicas, stack.scheduler, stack.proxy):
         text = part.log.read_text()
