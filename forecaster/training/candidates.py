@@ -17,9 +17,9 @@ from forecaster.training.fit import fit, fit_digest
 
 
 class Candidate(NamedTuple):
-    """A specification to fit, its position among the candidates, and how it is described."""
+    """A specification to fit, its number among the candidates, from 0, and how it is described."""
 
-    position: int
+    number: int
     spec: Spec
     label: str
 
@@ -33,9 +33,9 @@ class FitOptions(NamedTuple):
 
 
 class CandidateFit(NamedTuple):
-    """The fit of the candidate at a position: its errors, None if it diverged, its steps, and a summary."""
+    """The fit of the candidate with a number: its errors, None if it diverged, its steps, and a summary."""
 
-    position: int
+    number: int
     errors: ValidationErrors | None
     steps: int
     summary: str
@@ -62,7 +62,7 @@ def fit_candidates(
         return _fit_elsewhere(panel, candidates, options, run_steps=run_steps, progress=progress)
     results = []
     for candidate in candidates:
-        with progress.phase(f"variant {candidate.position + 1} of {len(candidates)}", candidate.spec.training.steps):
+        with progress.phase(f"variant {candidate.number + 1} of {len(candidates)}", candidate.spec.training.steps):
             result = fit_candidate(panel, options, candidate, progress=progress)
             progress.update(result.steps, result.summary)
         results.append(result)
@@ -88,10 +88,10 @@ def fit_candidate(
             label=candidate.label,
         )
     except NonFiniteLoss:
-        return CandidateFit(candidate.position, None, 0, f"{candidate.label}: diverged")
+        return CandidateFit(candidate.number, None, 0, f"{candidate.label}: diverged")
     error = fitted.scores["valid/rollout"]
     summary = f"{candidate.label}: MASE {error:.4g} after {fitted.epochs} epochs"
-    return CandidateFit(candidate.position, fitted.validation_errors, fitted.steps, summary)
+    return CandidateFit(candidate.number, fitted.validation_errors, fitted.steps, summary)
 
 
 def _fit_elsewhere(
@@ -102,4 +102,4 @@ def _fit_elsewhere(
         for result in run_steps(partial(fit_candidate, panel, options), candidates):
             results.append(result)
             progress.update(len(results), result.summary)
-    return sorted(results, key=lambda result: result.position)
+    return sorted(results, key=lambda result: result.number)

@@ -263,8 +263,8 @@ def select_on_validation(
     results = fit_candidates(
         panel,
         [
-            Candidate(index, spec.model_copy(update={"members": 1}), describe_variant(spec))
-            for index, spec in enumerate(candidates)
+            Candidate(number, spec.model_copy(update={"members": 1}), describe_variant(spec))
+            for number, spec in enumerate(candidates)
         ],
         FitOptions(accelerator, devices, checkpoint_folder),
         run_steps=run_steps,
