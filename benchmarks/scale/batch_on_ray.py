@@ -168,7 +168,8 @@ def render(runs: dict[str, list[Run]], size: int) -> str:
         f"All {len(every)} archives have the same {every[0].files} files ({every[0].files - 1} of Parquet and the manifest), "
         f"equal by SHA-256; digest of their list `{every[0].digest[:16]}`. Worker and node were killed with SIGKILL when a "
         "quarter of the shards was finished; Ray computed their shards again on what was left: one worker of two, after the "
-        "death of the node, which Ray notices by missing heartbeats. Each job has workers of its own, which import the package and load the model once.",
+        "death of the node, which Ray notices by missing heartbeats. Each job has workers of its own, which import the package "
+        "and load the model once.",
     ]
     return "\n".join(lines) + "\n"
 
