@@ -99,7 +99,7 @@ def _render_faithfulness(inspection: Inspection) -> Iterator[str]:
             [(label, f"{areas[name]:.4g}") for name, label in METHOD_LABELS.items()],
         )
         yield (
-            "<p><strong>What it shows.</strong> How much the forecast really changes when the values that a ranking puts first "
+            "<p><strong>How to read it.</strong> How much the forecast really changes when the values that a ranking puts first "
             "are replaced by the mean of the history, on average over shares of replaced values. Random orders are near zero; "
             "the larger, the more faithful.</p>"
         )

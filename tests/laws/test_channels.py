@@ -18,7 +18,7 @@ from tests.factories import make_network, make_spec, make_wave
 from tests.laws.test_every_combination import (
     HORIZON,
     assert_close_scaled,
-    every_value,
+    every_numeric_value,
     make_networks,
     make_windows,
     promised_equivariance,
@@ -164,7 +164,7 @@ class ReferenceRollout:
         return forecast[:horizon]
 
 
-@every_value
+@every_numeric_value
 def test_a_rollout_equals_a_reference_loop(cell: str, head: str, decoder: str) -> None:
     for index, network in enumerate(make_networks(cell, head, decoder, channels=CHANNELS)):
         window, future_covariates = make_channel_windows(network)
@@ -180,7 +180,7 @@ def test_a_rollout_equals_a_reference_loop(cell: str, head: str, decoder: str) -
             assert_close_scaled(forecasts[row : row + 1], expected, single)
 
 
-@every_value
+@every_numeric_value
 def test_a_sample_path_equals_a_reference_loop_and_depends_on_the_noise_of_every_target(
     cell: str, head: str, decoder: str
 ) -> None:
@@ -209,7 +209,7 @@ def test_a_sample_path_equals_a_reference_loop_and_depends_on_the_noise_of_every
             assert not torch.equal(paths[1], paths[2])
 
 
-@every_value
+@every_numeric_value
 def test_the_loss_equals_the_mean_over_targets_and_has_finite_gradients(cell: str, head: str, decoder: str) -> None:
     for index, network in enumerate(make_networks(cell, head, decoder, channels=CHANNELS)):
         window, future_covariates = make_channel_windows(network)
@@ -256,7 +256,7 @@ def reference_loss(network: Regressor, window: Window, future: Tensor, future_co
     return float(np.mean(losses))
 
 
-@every_value
+@every_numeric_value
 def test_prefix_chunks_resume_and_padding_do_not_change_a_rollout(cell: str, head: str, decoder: str) -> None:
     """A prefix, chunks, resuming from a state, and padding give the same forecast."""
     for network in make_networks(cell, head, decoder, channels=CHANNELS):
@@ -281,7 +281,7 @@ def test_prefix_chunks_resume_and_padding_do_not_change_a_rollout(cell: str, hea
         )
 
 
-@every_value
+@every_numeric_value
 def test_the_target_and_every_channel_have_independent_units(cell: str, head: str, decoder: str) -> None:
     for network in make_networks(cell, head, decoder, channels=CHANNELS):
         if (promise := promised_equivariance(network)) is None:

@@ -29,6 +29,10 @@ CONTEXT, HORIZON = 12, 7
 CELLS, DECODERS = ["gru", "lstm", "elman"], ["rollout", "direct"]
 every_triple = pytest.mark.parametrize(("cell", "head", "decoder"), checkerboard_product(CELLS, HEADS, DECODERS))
 every_value = pytest.mark.parametrize(("cell", "head", "decoder"), sparse_product(CELLS, HEADS, DECODERS))
+NUMERIC_HEADS = HEADS[:-1]  # a network of symbols has no channels and no graph, and is not unrolled in training
+every_numeric_value = pytest.mark.parametrize(
+    ("cell", "head", "decoder"), sparse_product(CELLS, NUMERIC_HEADS, DECODERS)
+)
 
 
 def make_networks(cell: str, head: str, decoder: str, *, channels: tuple[str, ...] = ()) -> list[Regressor]:

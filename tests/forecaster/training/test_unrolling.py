@@ -24,7 +24,7 @@ from forecaster.training.loss import compute_loss, prepare_batches, teacher_forc
 from forecaster.training.members import StackedNetworks
 from forecaster.training.optimizer import FusedAdam, clip_gradient_norm, run_optimizer_steps, unrolled_blocks
 from tests.factories import make_panel, make_spec, make_wave
-from tests.laws.test_every_combination import HEADS, make_networks, make_windows
+from tests.laws.test_every_combination import NUMERIC_HEADS, make_networks, make_windows
 
 pytestmark = pytest.mark.integration
 
@@ -67,7 +67,7 @@ def reference_free_running_loss(network: Regressor, example: Example) -> Tensor:
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "elman"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", NUMERIC_HEADS)
 def test_the_loss_averages_teacher_forcing_and_rollout(head: str, cell: str) -> None:
     for network in make_networks(cell, head, "rollout"):
         example = make_example(network)
