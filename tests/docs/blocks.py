@@ -25,8 +25,9 @@ from pipelines.cli import main
 from tests.system.processes import CHECKOUT
 
 SERVICE = "http://127.0.0.1:3000"
-# Commands that train or that need a registry take seconds to minutes: their blocks run at night.
-SLOW_COMMANDS = {
+# Commands that train, that need a registry or that draw an atlas take seconds to minutes: their blocks run at night.
+SLOW_WORDS = {
+    "--html",
     "train",
     "retrain",
     "tune",
@@ -38,6 +39,7 @@ SLOW_COMMANDS = {
     "compare",
     "package",
 }
+SLOW_CALLS = ("evaluation.backtest", "fit_sequences", ".trace(")
 CHAMPION = "hospital"  # the registered model that the pages name
 _PYTHON, _SHELL = "python", "shell"
 
@@ -76,8 +78,8 @@ class Block(NamedTuple):
     def is_slow(self) -> bool:
         """Whether the block takes seconds even with trainings of a few steps, or needs a registry."""
         if self.language == _PYTHON:
-            return "evaluation.backtest" in self.source
-        return self.names_champion or any(SLOW_COMMANDS & set(words) for words in self._list_words())
+            return any(call in self.source for call in SLOW_CALLS)
+        return self.names_champion or any(SLOW_WORDS & set(words) for words in self._list_words())
 
     @property
     def names_champion(self) -> bool:
