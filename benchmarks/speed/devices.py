@@ -59,7 +59,7 @@ def build_panel() -> Panel:
     waves = np.sin(np.arange(LENGTH) * 2 * np.pi / SEASON) * rng.uniform(1, 5, size=(NUM_SERIES, 1))
     values = np.where(rng.random(waves.shape) < 0.05, np.nan, 10 + waves + rng.normal(size=waves.shape))
     start = pd.Timestamp("2020-01-01")
-    return Panel([Series(f"series {index}", row, start, "h") for index, row in enumerate(values)], "h")
+    return Panel([Series(f"series {index}", start, "h", row) for index, row in enumerate(values)], "h")
 
 
 def build_spec(hidden: int, layers: int, batch: int, *, steps: int, epoch_steps: int) -> Spec:
