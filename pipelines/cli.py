@@ -5,6 +5,7 @@ Exit codes: 0 success, 1 failure, 2 invalid usage or input, 3 rejected by a gate
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -103,8 +104,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # such as a full disk or a deleted file; the message of the system names it
-        print(f"forecaster: {error}", file=sys.stderr)
+    except OSError as error:  # such as a deleted file; the message of the system names it
+        message = str(error)
+        if error.errno == errno.ENOSPC:  # the system names no file where a write fails
+            place = f" for {error.filename}" if error.filename else ""
+            message = (
+                f"Expected free space on the disk{place}; the system reports: {error.strerror}. Free space, and run the same "
+                "command again."
+            )
+        print(f"forecaster: {message}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
         print(". ".join(["forecaster: interrupted", *getattr(interrupt, "__notes__", ())]), file=sys.stderr)

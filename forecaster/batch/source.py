@@ -165,7 +165,8 @@ class Source:
             parquet = pq.ParquetFile(file)
         except pa.ArrowInvalid as error:
             raise InputError(
-                f"Expected a Parquet file at {shown}; {error}. Write it again, or remove it.", where=shown
+                f"Expected a Parquet file at {shown}; {str(error).rstrip('.')}. Write it again, or remove it.",
+                where=shown,
             ) from error
         available = [*parquet.schema_arrow.names, *parse_folder_names(name)]
         missing = [column for column in self.columns.listed if column not in available]

@@ -83,7 +83,7 @@ def find_last_drop(
 
 
 class EndClock:
-    """Tells which series end in a period that contains the present; the series of a panel often end together."""
+    """Determines which series end in a period that contains the present; the series of a panel often end together."""
 
     def __init__(self, now: datetime) -> None:
         """Takes the present, with a time zone."""

@@ -202,6 +202,7 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        _check_device_count(trainer, devices, expected=1 if process is None else process.count)
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     module.load_state_dict(best_callback.best_weights)
     network, *other_networks = (member.cpu().eval() for member in module.cpu().networks)
@@ -315,6 +316,17 @@ def validate_device(*, accelerator: str, devices: str, allow_several: bool = Fal
         raise InputError(
             f"Expected one device, because a training uses one; found {trainer.num_devices} for devices {devices!r}. Name a "
             "device by its index and a comma (0,), and start several trainings to use several devices.",
+            where="devices",
+        )
+    _check_device_count(trainer, devices, expected=count_devices(devices))
+
+
+def _check_device_count(trainer: pl.Trainer, devices: str, *, expected: int) -> None:
+    """Raises InputError where Lightning would use more devices than there are processes, and start the program again for each."""
+    if trainer.num_devices != expected:
+        raise InputError(
+            f"Expected the number of devices, or their indices; found {devices!r}, by which Lightning selects "
+            f"{trainer.num_devices}. Write 2 or 0,1 for two devices.",
             where="devices",
         )
 

@@ -46,7 +46,7 @@ class TrainingProcess:
 
 
 class _ProcessesOfOneMachine(ClusterEnvironment):
-    """Tells Lightning which process it runs in, and that the others are started already."""
+    """Describes to Lightning the process that it runs in; the others are started already."""
 
     def __init__(self, process: TrainingProcess) -> None:
         super().__init__()

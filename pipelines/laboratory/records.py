@@ -22,7 +22,7 @@ _DIGITS = 5  # significant digits of stored numbers
 
 @dataclass(frozen=True)
 class Trial:
-    """The result of one seed of an experiment, which compares several variants: kinds of cell, and what stands beside them.
+    """The result of one seed of an experiment, which compares several variants: kinds of cell, and reference methods.
 
     Attributes:
         experiment: Name of the experiment.

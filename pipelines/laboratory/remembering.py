@@ -63,7 +63,7 @@ def measure_memory(model: FittedModel) -> tuple[dict[str, float], dict[str, Sequ
 
 
 def draw_remembering(trials: Sequence[Trial]) -> Figure:
-    """Draws how far each seed remembers, and the unit that tells A from B, of the first seed."""
+    """Draws how far each seed remembers, and the unit that distinguishes A and B, of the first seed."""
     cells, first = list(trials[0].measures), trials[0]
     figure, (reach, *units) = create_axes(columns=1 + len(cells), width=3.0 * (1 + len(cells)), height=3.0)
     for index, cell in enumerate(cells):

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 
 from forecaster.errors import BadSpec, InputError, TrainingError
 from forecaster.spec import Spec
-from forecaster.training.fit import FitResult, fit
+from forecaster.training.fit import FitResult, fit, validate_device
 from forecaster.training.processes import refuse_other_launchers
 from tests.factories import make_panel, make_spec, make_wave
 
@@ -75,6 +75,17 @@ def test_two_processes_have_the_losses_and_the_weights_of_one() -> None:
 def test_a_batch_that_cannot_be_shared_is_refused_before_a_process_starts() -> None:
     with pytest.raises(BadSpec, match=r"multiple of the 3 devices.*found 8\. Use 6"):
         fit(PANEL, build_spec(), accelerator="cpu", devices="3")
+
+
+def test_devices_that_lightning_would_start_the_program_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    validate_device(accelerator="cpu", devices="2", allow_several=True)
+    monkeypatch.setattr(
+        "forecaster.training.fit.count_devices", lambda devices: 1
+    )  # as for "-1" on a machine with two GPUs
+    with pytest.raises(InputError, match="found '2', by which Lightning selects 2"):
+        validate_device(accelerator="cpu", devices="2", allow_several=True)
+    with pytest.raises(InputError, match="found '2', by which Lightning selects 2"):
+        fit(PANEL, build_spec(), accelerator="cpu", devices="2")
 
 
 def test_a_launch_by_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from forecaster.errors import InputError
+from pipelines.cli import main
 from pipelines.commands.console import write_table
 from pipelines.commands.options import validate_table_paths
 
@@ -48,3 +49,16 @@ def test_a_full_disk_leaves_the_previous_file_and_no_draft(
         write_table(path, lambda: TABLE)
     assert path.read_text() == "previous"
     assert [each.name for each in tmp_path.iterdir()] == [name]
+
+
+def test_a_full_disk_is_named_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipelines.cli.app", fail)
+    with pytest.raises(SystemExit) as stopped:
+        main(["lab", "sine"])
+    assert stopped.value.code == 1
+    assert "Expected free space on the disk; the system reports: No space left on device." in capsys.readouterr().err
