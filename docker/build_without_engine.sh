@@ -5,7 +5,8 @@
 #
 # It needs root, Debian's packages `buildah` and `debootstrap`, and some 10 GB in FOLDER. Where no registry of images can be reached,
 # the base is Debian 12 with its own Python 3.11 under the name of the official image, and the printed size is near that of the real one.
-# With BASE=pull the base is downloaded as usual. The result stays in FOLDER/storage.
+# With BASE=pull the base is downloaded as usual. PACKAGES names the folders with packages to which your settings of pip refer. The
+# result stays in FOLDER/storage.
 set -eu
 target=${1:-serve}
 folder=${2:-/var/tmp/forecaster-build}
@@ -35,6 +36,9 @@ fi
 # A company's certificates and index of packages are needed while building only, and are no part of the image.
 set -- --volume /etc/ssl/certs:/etc/ssl/certs:ro
 if [ -f /etc/pip.conf ]; then set -- "$@" --volume /etc/pip.conf:/etc/pip.conf:ro; fi
+pip_settings=$HOME/.config/pip/pip.conf
+if [ -f "$pip_settings" ]; then set -- "$@" --volume "$pip_settings:/root/.config/pip/pip.conf:ro"; fi
+for packages in ${PACKAGES:-}; do set -- "$@" --volume "$packages:$packages:ro"; done
 build bud --isolation chroot --network host --pull-never --format docker --layers=false --target "$target" \
     --build-arg "PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL:-}" "$@" \
     --file "$root/docker/Dockerfile" --ignorefile "$root/.dockerignore" --tag "forecaster-$target" "$root"

@@ -4,8 +4,13 @@
     python benchmarks/scale/training.py --series 1000000 --memory-series   one million series, on disk only
 
 Every size runs in processes of its own, one at a time: one generates a Parquet file, one trains from it by a panel on disk, one
-by a panel in memory. The training processes may have 8 GiB of data (RLIMIT_DATA: heap and private writable maps). Anonymous
-memory (RssAnon) is sampled 20 times a second; pages of files do not count, because the system takes them back when it needs them.
+by a panel in memory. The training processes may have 8 GiB of data (RLIMIT_DATA: heap and private writable maps). With
+`--cgroup FOLDER` they join a memory cgroup, whose limit counts the pages of files that they read, too:
+
+    mkdir /sys/fs/cgroup/memory/limited && echo 8G > /sys/fs/cgroup/memory/limited/memory.limit_in_bytes     (version 1)
+
+Anonymous memory (RssAnon) is sampled 20 times a second; pages of files do not count, because the system takes them back when it
+needs them.
 Measured sizes are kept in benchmarks/results/training_scale.json, so that sizes can be added. Writes
 benchmarks/results/training_scale.md.
 """
@@ -16,6 +21,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import resource
 import subprocess
 import sys
@@ -62,7 +68,10 @@ STATUS_FILE = Path("/proc/self/status")
 
 
 class Measurement(NamedTuple):
-    """A training of one size: wall and CPU seconds and the peak of anonymous memory (GiB) by stage, and what it computed."""
+    """A training of one size: wall and CPU seconds and the peak of anonymous memory (GiB) by stage, and what it computed.
+
+    With a cgroup, its limit (GiB) held for anonymous memory and pages of files together.
+    """
 
     series: int
     place: str
@@ -73,6 +82,7 @@ class Measurement(NamedTuple):
     mase: float | None
     weights: str
     sampled: dict[str, int]
+    cgroup_limit: float | None = None
 
 
 def main() -> None:
@@ -81,10 +91,11 @@ def main() -> None:
     parser.add_argument("--series", type=int, nargs="*", default=[10_000, 100_000], help="sizes on disk")
     parser.add_argument("--memory-series", type=int, nargs="*", default=[10_000, 100_000], help="sizes in memory")
     parser.add_argument("--folder", type=Path, help="where the data are generated; by default the temporary files")
+    parser.add_argument("--cgroup", type=Path, help="folder of a memory cgroup, which the training processes join")
     parser.add_argument("--alone", nargs=2, metavar=("STEP", "FILE"), help="one step in this process")
     options = parser.parse_args()
     if options.alone is not None:
-        _run_alone(options.alone[0], Path(options.alone[1]), options.series[0])
+        _run_alone(options.alone[0], Path(options.alone[1]), options.series[0], options.cgroup)
         return
     store = RESULTS / "training_scale.json"
     measured = [Measurement(**item) for item in json.loads(store.read_text())] if store.exists() else []
@@ -94,23 +105,32 @@ def main() -> None:
             _start("generate", path, size)
             for place, sizes in {"disk": options.series, "memory": options.memory_series}.items():
                 if size in sizes:
-                    result = Measurement(**json.loads(_start(place, path, size).splitlines()[-1]))
+                    result = Measurement(**json.loads(_start(place, path, size, options.cgroup).splitlines()[-1]))
                     measured = [item for item in measured if (item.series, item.place) != (size, place)] + [result]
                     store.write_text(json.dumps([item._asdict() for item in measured], indent=1) + "\n")
                     (RESULTS / "training_scale.md").write_text(format_report(measured))
 
 
-def _start(step: str, path: Path, series: int) -> str:
+def _start(step: str, path: Path, series: int, cgroup: Path | None = None) -> str:
     command = [sys.executable, __file__, "--alone", step, str(path), "--series", str(series)]
+    command += [] if cgroup is None else ["--cgroup", str(cgroup)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def _run_alone(step: str, path: Path, series: int) -> None:
+def _run_alone(step: str, path: Path, series: int, cgroup: Path | None) -> None:
     if step == "generate":
         generate(path, series)
         return
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_GIB * GIB, LIMIT_GIB * GIB))
-    print(json.dumps(measure(path, series, place=step)._asdict()))
+    limit = None if cgroup is None else _join(cgroup)
+    print(json.dumps(measure(path, series, place=step)._replace(cgroup_limit=limit)._asdict()))
+
+
+def _join(cgroup: Path) -> float:
+    """Moves this process into a memory cgroup; returns its limit in GiB."""
+    (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+    [limit] = [file for name in ("memory.max", "memory.limit_in_bytes") if (file := cgroup / name).exists()]
+    return int(limit.read_text()) / GIB
 
 
 def generate(path: Path, series: int) -> None:
@@ -238,8 +258,8 @@ def format_report(measured: list[Measurement]) -> str:
             f"`python benchmarks/scale/training.py`: daily series of {POINTS_PER_SERIES} points (seed 0), LSTM 64, context "
             f"{SPEC.context}, horizon {SPEC.horizon}, {SPEC.training.steps} steps of {SPEC.training.batch} windows, seed "
             f"{SPEC.training.seed}, CPU, one thread, torch {torch.__version__}, on a machine that other work shared. A process "
-            f"per column, with RLIMIT_DATA at {LIMIT_GIB} GiB; no cgroup limited the pages of files. A column that ends "
-            "with `out of memory` has the stages until then.",
+            f"per column, with RLIMIT_DATA at {LIMIT_GIB} GiB. Where a cgroup is named, its limit held for anonymous memory and "
+            "pages of files together. A column that ends with `out of memory` has the stages until then.",
             "",
             "Peak of anonymous memory (RssAnon), GiB; the first row is the process before it reads anything:",
             "",
@@ -254,9 +274,10 @@ def format_report(measured: list[Measurement]) -> str:
             row("**whole training**", [sum(item.cpu.values()) for item in ordered], "{:.1f}"),
             row("by the clock", [sum(item.seconds.values()) for item in ordered], "{:.1f}"),
             "",
-            "Disk, GiB, and results:",
+            "Limit, disk (GiB) and results:",
             "",
             *header,
+            row("cgroup limit, GiB", [item.cgroup_limit for item in ordered], "{:.0f}"),
             row("Parquet file", [item.parquet for item in ordered]),
             row("values (on disk: the tape)", values),
             f"| series calibrated and tested on | {' | '.join(evaluated)} |",

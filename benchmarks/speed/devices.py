@@ -1,6 +1,6 @@
 """Training on several processes of one machine, beside one process: the same losses, and the time of a step.
 
-    PYTHONPATH=. python benchmarks/speed/devices.py             two minutes on two free cores
+    PYTHONPATH=. python benchmarks/speed/devices.py             seven minutes on two free cores
     PYTHONPATH=. python benchmarks/speed/devices.py --rounds 1
 
 Each process has one thread of PyTorch. A step is that of a long fit without a short one, so the start of the processes is left
@@ -25,8 +25,12 @@ from forecaster.training.fit import fit
 
 RESULTS = Path(__file__).parent.parent / "results" / "devices.md"
 NUM_SERIES, LENGTH, HORIZON, SEASON = 16, 500, 24, 24
-SHORT_STEPS, LONG_STEPS, COMPARED_STEPS = 25, 225, 50
-CASES = ((64, 1, 128), (128, 2, 128), (128, 2, 512))  # hidden units, layers, windows of a batch
+SHORT_STEPS, COMPARED_STEPS = 25, 50
+CASES = {
+    (64, 1, 128): 225,
+    (128, 2, 128): 125,
+    (128, 2, 512): 75,
+}  # units, layers, windows of a batch: steps of a long fit
 
 
 class LossRecorder(Logger):
@@ -82,9 +86,9 @@ def measure(panel: Panel, case: tuple[int, int, int], devices: int) -> DeviceTim
     """Measures a step, and what a fit takes besides its steps."""
     short, long = (
         fit_seconds(panel, build_spec(*case, steps=steps, epoch_steps=SHORT_STEPS), devices)
-        for steps in (SHORT_STEPS, LONG_STEPS)
+        for steps in (SHORT_STEPS, CASES[case])
     )
-    step = (long - short) / (LONG_STEPS - SHORT_STEPS)
+    step = (long - short) / (CASES[case] - SHORT_STEPS)
     return DeviceTiming(step, short - SHORT_STEPS * step)
 
 
