@@ -11,6 +11,7 @@ import yaml
 
 from docs.generator.indexes import build_benchmark_index, build_decision_index, read_summary, read_title
 from docs.generator.links import rewrite_links
+from docs.generator.notebooks import render_notebook
 
 CHECKOUT = Path(__file__).parents[2]
 STAGING = CHECKOUT / "build" / "site-source"
@@ -46,8 +47,9 @@ def stage_site(checkout: Path = CHECKOUT, staging: Path = STAGING) -> None:
             continue
         target = staging / place
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source.suffix == ".md":
+        if target.suffix == ".md":
             text = source.read_text(encoding="utf-8")
+            text = render_notebook(text, name=source.stem) if source.suffix == ".py" else text
             target.write_text(rewrite_links(text, source=source, target=place, places=places), encoding="utf-8")
         else:
             shutil.copyfile(source, target)
@@ -69,6 +71,8 @@ def find_places(checkout: Path) -> dict[Path, PurePosixPath]:
     places |= {
         path: PurePosixPath("benchmarks", path.name) for path in sorted(results.iterdir()) if path.suffix in _SUFFIXES
     }
+    notebooks = sorted((docs / "notebooks").glob("*.py"))
+    places |= {path: PurePosixPath(path.relative_to(docs)).with_suffix(".md") for path in notebooks}
     places |= {checkout / name: PurePosixPath(place) for name, place in FURTHER_PAGES.items()}
     return places | {checkout / folder: PurePosixPath(place) for folder, place in INDEXES.items()}
 
