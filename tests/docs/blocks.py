@@ -95,7 +95,7 @@ class Block(NamedTuple):
 def list_pages() -> list[Path]:
     """Returns the pages whose blocks are run. Records of decisions and experiments keep the commands of their time."""
     docs = CHECKOUT / "docs"
-    pages = [*sorted(docs.glob("*.md")), *sorted(docs.glob("operate/*.md"))]
+    pages = [*sorted(docs.glob("*.md")), *sorted(docs.glob("operate/*.md")), *sorted(docs.glob("skill/*.md"))]
     return [
         CHECKOUT / "README.md",
         CHECKOUT / "CONTRIBUTING.md",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path, PurePosixPath
@@ -53,6 +54,8 @@ def test_links_of_staged_pages_lead_to_staged_files(staging: Path) -> None:
 def test_the_overview_for_language_models_describes_every_page(staging: Path) -> None:
     lines = [line for line in build_llms_text(NAVIGATION, staging).splitlines() if line.startswith("- ")]
     assert len(lines) == len(NAVIGATION)
+    assert "[openapi.json](openapi.json)" in build_llms_text(NAVIGATION, staging)
+    assert "paths" in json.loads((staging / "openapi.json").read_text())
     assert [line for line in lines if not re.fullmatch(r"- \[[^\]]+\]\([\w/.-]+\.html\): .{10,}", line)] == []
 
 
@@ -72,6 +75,7 @@ def test_the_summary_of_a_page_is_its_first_sentence() -> None:
     page = "<!-- no -->\n# Title\n\n| a |\n|---|\n\n```\ncode\n```\n\nOne [link](x.md) here,\nand `more`. Another.\n"
     assert read_title(page) == "Title"
     assert read_summary(page) == "One link here, and `more`."
+    assert read_summary("---\nname: a\n---\n\n# A\n\nThis is it. More.") == "This is it."
     assert read_summary("# 5. A\n\n## Context\nPickles execute code. A registry\n") == "Pickles execute code."
 
 
