@@ -86,13 +86,10 @@ def test_a_function_named_after_its_file_is_defined_there() -> None:
 
 
 def list_drawn_imports(package: str) -> set[tuple[str, str]]:
-    """The arrows of the diagram within a package, as names of folders and of files without their suffix."""
-    part = re.search(rf"(?s)subgraph {package}\n(.*?)\n    end", PAGE.read_text())
+    """The arrows of the diagram of a package, as names of folders and of files without their suffix."""
+    part = re.search(rf"(?s)### {package}\n\n```mermaid\nflowchart TB\n(.*?)\n```", PAGE.read_text())
     assert part is not None
-    labels = {
-        name: label.removesuffix(".py")
-        for name, label in re.findall(r"(\w+)\[([\w.]+)\]", PAGE.read_text().partition("flowchart TB")[2])
-    }
+    labels = {name: label.removesuffix(".py") for name, label in re.findall(r"(\w+)\[([\w.]+)\]", part[1])}
 
     def read_names(text: str) -> list[str]:
         names = [re.sub(r"\[.*\]", "", name.strip()) for name in text.split("&")]

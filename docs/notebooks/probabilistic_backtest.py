@@ -45,7 +45,7 @@ table.head()
 
 # %%
 def naive_interval(history: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the bounds of seasonal naive over a season, from the quantiles of its errors on the history."""
+    """Returns the bounds over a season, from the quantiles of the errors on the history."""
     errors = history[SEASON:] - history[:-SEASON]
     low, high = np.quantile(errors, [(1 - level) / 2, (1 + level) / 2])
     return history[-SEASON:] + low, history[-SEASON:] + high

@@ -81,6 +81,7 @@ def test_a_notebook_runs_as_a_notebook(script: Path, tmp_path: Path, monkeypatch
     pytest.importorskip("ipykernel", reason="needs nbclient and ipykernel, which no extra brings")
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MPLBACKEND")  # the kernel has one of its own, which shows pictures in the notebook
     command = [str(JUPYTEXT), "--quiet", "--to", "ipynb", "--output", str(tmp_path / "notebook.ipynb"), str(script)]
     subprocess.run(command, check=True)
     notebook = nbformat.read(tmp_path / "notebook.ipynb", as_version=4)
