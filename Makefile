@@ -58,7 +58,7 @@ docs: docs-data build/docs-venv/installed ## build the documentation site into b
 docs-data: install ## write the reference pages from the code, and gather the pages of the site
 	$(BIN)/python -m docs.generator
 
-notebooks: build/docs-venv/installed ## write the notebooks of docs/notebooks as .ipynb into build/notebooks
+notebooks: install build/docs-venv/installed ## write the notebooks of docs/notebooks as .ipynb into build/notebooks
 	mkdir -p build/notebooks
 	for script in docs/notebooks/*.py; do build/docs-venv/bin/jupytext --quiet --to ipynb \
 		--output build/notebooks/"$$(basename "$$script" .py)".ipynb "$$script" || exit 1; done

@@ -12,8 +12,6 @@
 # a comparison of both on months that neither has seen. It takes half a minute and needs the extra `train`.
 
 # %%
-import matplotlib.pyplot as plt
-
 from forecaster import Forecaster
 from forecaster.data.datasets import load_hospital
 
@@ -40,7 +38,6 @@ forecast.head()
 
 # %%
 base.plot(df, forecast, max_ids=4, history_steps=48)
-plt.show()
 
 # %% [markdown]
 # ## A model of your own

@@ -124,4 +124,3 @@ explanation.to_frame().sort_values("attribution", key=abs, ascending=False).head
 
 # %%
 explanation.plot()
-plt.show()

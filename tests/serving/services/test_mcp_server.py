@@ -18,7 +18,7 @@ from serving.deployment.slot import Slot
 from serving.errors import ApiError
 from serving.services.mcp_server import ForecastTools, describe_error
 from serving.settings import Settings
-from tests.serving.conftest import MakeClient
+from tests.serving.conftest import MakeClient, load_stub, publish_stub, series_payload
 from tests.system.processes import CHECKOUT
 
 HISTORY: dict[str, Any] = {
@@ -83,6 +83,17 @@ def test_an_error_is_that_of_the_project(
     line = describe_error(raised.value)
     assert line.startswith(f"{raised.value.code}: {raised.value.message}")
     assert where is None or where in line
+
+
+def test_a_new_model_in_the_slot_is_used(slot_folder: Path) -> None:
+    slot = Slot(slot_folder, load=load_stub)
+    tools = ForecastTools(Settings(slot=slot_folder), slot)
+    for version, shift in (("1", 0.0), ("2", 5.0)):
+        publish_stub(slot_folder, version=version, shift=shift)
+        slot.reload_if_changed()
+        response = tools.forecast([series_payload()], 2)
+        assert response["model"]["version"] == version
+        assert response["forecasts"][0]["mean"] == [series_payload()["y"][-1] + shift] * 2
 
 
 def test_without_a_model_the_tools_say_so(tmp_path: Path) -> None:
