@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint check test nightly docs docs-data demo base lab wheels try-wheels lock format docker-lint clean
+.PHONY: help install lint check test nightly docs docs-data notebooks screenshots demo base lab wheels try-wheels lock format docker-lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -57,6 +57,14 @@ docs: docs-data build/docs-venv/installed ## build the documentation site into b
 
 docs-data: install ## write the reference pages from the code, and gather the pages of the site
 	$(BIN)/python -m docs.generator
+
+notebooks: install build/docs-venv/installed ## write the notebooks of docs/notebooks as .ipynb into build/notebooks
+	mkdir -p build/notebooks
+	for script in docs/notebooks/*.py; do build/docs-venv/bin/jupytext --quiet --to ipynb \
+		--output build/notebooks/"$$(basename "$$script" .py)".ipynb "$$script" || exit 1; done
+
+screenshots: docs ## take the pictures of the site, light and dark, into docs/pictures (needs Chromium)
+	$(BIN)/python -m docs.generator.screenshots
 
 # An environment of its own, because the site is built from the text of the code: nothing of the project is installed there.
 build/docs-venv/installed: requirements/lock-docs.txt requirements/install.py

@@ -19,6 +19,7 @@ EXTRA_OF_MODULE = {
     "holidays": "train",
     "httpx": "client",
     "matplotlib": "train",
+    "mcp": "mcp",
     "mlflow": "track",
     "onnx": "train",
     "optuna": "tune",

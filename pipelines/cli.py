@@ -28,6 +28,7 @@ from pipelines.commands.forecast import forecast
 from pipelines.commands.inspect_model import inspect
 from pipelines.commands.keys import key_app
 from pipelines.commands.lab import lab
+from pipelines.commands.mcp import mcp
 from pipelines.commands.monitor import monitor
 from pipelines.commands.package import package
 from pipelines.commands.pretrain import pretrain
@@ -72,6 +73,7 @@ for command in (
     verify,
     package,
     serve,
+    mcp,
     synthetic,
     pretrain,
     lab,

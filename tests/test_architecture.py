@@ -1,4 +1,4 @@
-"""docs/architecture.md names only files and functions that exist, and every folder and file at the top of the packages."""
+"""docs/architecture.md agrees with the code: its files and functions, its folders, and the arrows of its diagram."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ def defined_names() -> set[str]:
     return names
 
 
+@cache
+def names_of_file(path: Path) -> set[str]:
+    """Functions, classes, methods and names that a file assigns."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    return names | {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
 @pytest.mark.parametrize(
     "term", sorted({term for term in TERMS if re.fullmatch(r"[\w./]+(?:\.py|/)", term)} - RESERVED)
 )
@@ -65,6 +73,67 @@ def test_a_named_file_or_folder_exists(term: str) -> None:
 )
 def test_a_named_function_or_class_exists(term: str) -> None:
     assert term in defined_names()
+
+
+def test_a_function_named_after_its_file_is_defined_there() -> None:
+    pairs = re.findall(
+        r"`((?:forecaster|pipelines|serving)/[\w/]+\.py)` `([\w.]+)`", " ".join(PAGE.read_text().split())
+    )
+    pairs = [(path, name) for path, name in pairs if not name.endswith(".py")]
+    assert len(pairs) > 60
+    missing = [(path, name) for path, name in pairs if name.rpartition(".")[2] not in names_of_file(CHECKOUT / path)]
+    assert missing == []
+
+
+def list_drawn_imports(package: str) -> set[tuple[str, str]]:
+    """The arrows of the diagram of a package, as names of folders and of files without their suffix."""
+    part = re.search(rf"(?s)### {package}\n\n```mermaid\nflowchart TB\n(.*?)\n```", PAGE.read_text())
+    assert part is not None
+    labels = {name: label.removesuffix(".py") for name, label in re.findall(r"(\w+)\[([\w.]+)\]", part[1])}
+
+    def read_names(text: str) -> list[str]:
+        names = [re.sub(r"\[.*\]", "", name.strip()) for name in text.split("&")]
+        return [labels.get(name, name) for name in names]
+
+    arrows = [line.split("-->") for line in part[1].splitlines() if "-->" in line]
+    return {(start, end) for left, right in arrows for start in read_names(left) for end in read_names(right)}
+
+
+def list_imports(package: str) -> set[tuple[str, str]]:
+    """The imports between the folders and files at the top of a package, apart from its own `__init__`."""
+    imports = set()
+    for path in (CHECKOUT / package).rglob("*.py"):
+        importer = path.relative_to(CHECKOUT / package).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or importer == "__init__":
+                continue
+            modules = (
+                [f"{package}.{name.name}" for name in node.names] if node.module == package else [str(node.module)]
+            )
+            imported = {module.split(".")[1] for module in modules if module.startswith(f"{package}.")}
+            imports |= {(importer, name) for name in imported if name != importer and name != "__version__"}
+    return imports
+
+
+def list_implied(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """The arrows, and those that follow from them."""
+    implied = set(arrows)
+    while True:
+        further = {(start, end) for start, middle in implied for other, end in arrows if middle == other} - implied
+        if not further:
+            return implied
+        implied |= further
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_arrows_of_the_diagram_are_the_imports(package: str) -> None:
+    drawn, imports = list_drawn_imports(package), list_imports(package)
+    assert len(drawn) > 10
+    assert drawn - imports == set(), "these arrows are no imports"
+    assert imports - list_implied(drawn) == set(), "these imports are not drawn"
+    assert {arrow for arrow in drawn if arrow in list_implied(drawn - {arrow})} == set(), (
+        "these arrows follow from others"
+    )
 
 
 @pytest.mark.parametrize("package", PACKAGES)

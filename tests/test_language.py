@@ -24,6 +24,8 @@ DOCUMENTS = [
     *sorted(
         path for path in (CHECKOUT / "docs").glob("*.md") if path.name != "experiments.md"
     ),  # a log quotes its time
+    *sorted((CHECKOUT / "docs" / "operate").glob("*.md")),
+    *sorted((CHECKOUT / "docs" / "skill").glob("*.md")),
 ]
 
 # Parts of identifiers, between underscores.

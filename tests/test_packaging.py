@@ -103,7 +103,7 @@ def test_the_lock_of_the_documentation_satisfies_its_group() -> None:
 
 def test_the_extra_all_contains_every_compatible_extra() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert Requirement(extras["all"][0]).extras == set(extras) - {"all", "prefect", "ray"}
+    assert Requirement(extras["all"][0]).extras == set(extras) - {"all", "mcp", "prefect", "ray"}
 
 
 @pytest.mark.parametrize("python", PYTHONS)

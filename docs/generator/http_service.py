@@ -24,6 +24,11 @@ _BOUNDS = {
 _SUCCESS = "200"
 
 
+def build_openapi_text() -> str:
+    """Returns the OpenAPI document of the service as JSON with sorted keys: the same text whenever and wherever it is built."""
+    return json.dumps(build_document(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
 def build_page() -> str:
     """Returns the page."""
     document = build_document()
@@ -46,7 +51,8 @@ def build_page() -> str:
     return render_page(
         "HTTP reference",
         "Every route of the service, its fields and its errors, from the OpenAPI document that a running service has at "
-        "`/openapi.json` and shows at `/docs`. [HTTP service](../http.md) is the guide; [Errors](errors.md) has all codes.",
+        "`/openapi.json` and shows at `/docs`, and that the site has as `openapi.json`, with sorted keys. "
+        "[HTTP service](../http.md) is the guide; [Errors](errors.md) has all codes.",
         render_table(("route", "what it does"), overview),
         "## Response headers",
         render_table(("header", "meaning"), ((f"`{name}`", header["description"]) for name, header in headers.items())),

@@ -16,7 +16,8 @@ def read_title(text: str) -> str:
 
 def read_summary(text: str) -> str:
     """Returns the first sentence of the prose of a page, without links."""
-    prose = re.sub(r"(?s)<!--.*?-->|^```.*?^```", "", text, flags=re.MULTILINE)
+    prose = re.sub(r"(?s)\A---\n.*?\n---\n", "", text)  # fields before the page
+    prose = re.sub(r"(?s)<!--.*?-->|^```.*?^```", "", prose, flags=re.MULTILINE)
     prose = re.sub(r"(?m)^(#|\||!\[|<|:::).*$", "", prose)  # headings, tables, pictures, elements
     paragraph = next((block for block in re.split(r"\n\s*\n", prose) if block.strip()), "")
     line = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", join_lines(paragraph)).replace("**", "")

@@ -1,4 +1,4 @@
-"""Links of a page that moves into the site: those to other pages follow them, those to files outside of the site become text."""
+"""Links of a page that moves into the site: those to pages follow them, others become text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
+
+from docs.generator.indexes import read_title
 
 _FENCE = re.compile(r"(?ms)^(?: *)(`{3,}|~{3,}).*?^ *\1 *$|``?[^`\n]+``?")
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
@@ -35,7 +37,11 @@ def rewrite_links(text: str, *, source: Path, target: PurePosixPath, places: Map
             raise ValueError(
                 f"Expected the picture {match[3]} of {source} in the site; found none. Add its folder to the site."
             )
-        return match[2] if place is None else f"{match[1]}[{match[2]}]({place})"
+        text, name = match[2], match[3].partition("#")[0]
+        if place is not None and name.endswith(".md") and re.fullmatch(r"[\w./-]*\.md", text):
+            # The site has pages with titles, and no files.
+            text = read_title(Path(os.path.normpath(source.parent / name)).read_text(encoding="utf-8")) or text
+        return text if place is None else f"{match[1]}[{text}]({place})"
 
     def rewrite_tag(match: re.Match[str]) -> str:
         return f'{match[1]}="{find_place(match[2]) or match[2]}"'

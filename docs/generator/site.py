@@ -1,4 +1,4 @@
-"""The folder from which the site is built: the pages of the checkout with links that fit, indexes, and `llms.txt`."""
+"""The folder from which the site is built: the pages of the checkout with fitting links, indexes, `openapi.json`, `llms.txt`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from docs.generator.http_service import build_openapi_text
 from docs.generator.indexes import build_benchmark_index, build_decision_index, read_summary, read_title
 from docs.generator.links import rewrite_links
+from docs.generator.notebooks import render_notebook
 
 CHECKOUT = Path(__file__).parents[2]
 STAGING = CHECKOUT / "build" / "site-source"
@@ -46,8 +48,9 @@ def stage_site(checkout: Path = CHECKOUT, staging: Path = STAGING) -> None:
             continue
         target = staging / place
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source.suffix == ".md":
+        if target.suffix == ".md":
             text = source.read_text(encoding="utf-8")
+            text = render_notebook(text, name=source.stem) if source.suffix == ".py" else text
             target.write_text(rewrite_links(text, source=source, target=place, places=places), encoding="utf-8")
         else:
             shutil.copyfile(source, target)
@@ -55,6 +58,7 @@ def stage_site(checkout: Path = CHECKOUT, staging: Path = STAGING) -> None:
     decisions.write_text(build_decision_index(checkout / "docs" / "decisions"), encoding="utf-8")
     readme = (checkout / "benchmarks" / "README.md").read_text(encoding="utf-8")
     benchmarks.write_text(build_benchmark_index(checkout / "benchmarks" / "results", readme), encoding="utf-8")
+    (staging / "openapi.json").write_text(build_openapi_text(), encoding="utf-8")
     (staging / "llms.txt").write_text(build_llms_text(read_navigation(), staging), encoding="utf-8")
 
 
@@ -69,6 +73,8 @@ def find_places(checkout: Path) -> dict[Path, PurePosixPath]:
     places |= {
         path: PurePosixPath("benchmarks", path.name) for path in sorted(results.iterdir()) if path.suffix in _SUFFIXES
     }
+    notebooks = sorted((docs / "notebooks").glob("*.py"))
+    places |= {path: PurePosixPath(path.relative_to(docs)).with_suffix(".md") for path in notebooks}
     places |= {checkout / name: PurePosixPath(place) for name, place in FURTHER_PAGES.items()}
     return places | {checkout / folder: PurePosixPath(place) for folder, place in INDEXES.items()}
 
@@ -98,6 +104,7 @@ _ConfigurationLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda _
 def build_llms_text(entries: list[Entry], staging: Path) -> str:
     """Returns the overview for language models (llmstxt.org): every page of the navigation with its address and one line."""
     lines = ["# forecaster", "", f"> {read_summary((staging / 'index.md').read_text(encoding='utf-8'))}"]
+    lines += ["", "[openapi.json](openapi.json) is the OpenAPI document of the service, with sorted keys."]
     section = ""
     for entry in entries:
         if entry.section != section:

@@ -28,6 +28,7 @@ SERVICE = "http://127.0.0.1:3000"
 # Commands that train, that need a registry or that draw an atlas take seconds to minutes: their blocks run at night.
 SLOW_WORDS = {
     "--html",
+    "--move-root",
     "train",
     "retrain",
     "tune",
@@ -39,7 +40,7 @@ SLOW_WORDS = {
     "compare",
     "package",
 }
-SLOW_CALLS = ("evaluation.backtest", "fit_sequences", ".trace(")
+SLOW_CALLS = ("evaluation.backtest", "fit_sequences", ".trace(", ".backup(", "for seed in")
 CHAMPION = "hospital"  # the registered model that the pages name
 _PYTHON, _SHELL = "python", "shell"
 
@@ -93,7 +94,8 @@ class Block(NamedTuple):
 
 def list_pages() -> list[Path]:
     """Returns the pages whose blocks are run. Records of decisions and experiments keep the commands of their time."""
-    pages = sorted((CHECKOUT / "docs").glob("*.md"))
+    docs = CHECKOUT / "docs"
+    pages = [*sorted(docs.glob("*.md")), *sorted(docs.glob("operate/*.md")), *sorted(docs.glob("skill/*.md"))]
     return [
         CHECKOUT / "README.md",
         CHECKOUT / "CONTRIBUTING.md",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -71,6 +76,29 @@ def test_an_undocumented_command_or_option_is_found() -> None:
 
 def test_every_exit_code_is_documented() -> None:
     assert set(list_exit_codes()) == {0, 130} | {error.exit_code for _, error in list_errors()}
+
+
+@pytest.mark.integration
+def test_the_openapi_document_is_the_same_text_in_every_process() -> None:
+    program = "from docs.generator.http_service import build_openapi_text; print(build_openapi_text(), end='')"
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONHASHSEED": seed, "TZ": zone},
+            cwd=folder,
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed, zone, folder in (("1", "UTC", CHECKOUT), ("2", "Asia/Tokyo", CHECKOUT.parent))
+    }
+    assert len(texts) == 1
+    text = texts.pop().decode()
+    document = json.loads(text)
+    assert json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n" == text
+    assert document == json.loads(json.dumps(build_document()))
+    assert re.findall(r"/(?:home|root|tmp|usr|work|Users)/", text) == [], "no paths of a machine"
+    assert f"{datetime.now(UTC):%Y-%m-%d}" not in text
+    assert CHECKOUT.name not in text
 
 
 def test_every_route_and_query_parameter_is_documented() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+import struct
 import subprocess
 from pathlib import Path, PurePosixPath
 
 import pytest
 
+from docs.generator import screenshots
 from docs.generator.indexes import read_summary, read_title
 from docs.generator.links import rewrite_links
 from docs.generator.site import build_llms_text, list_missing_pages, read_navigation, stage_site
@@ -53,6 +56,8 @@ def test_links_of_staged_pages_lead_to_staged_files(staging: Path) -> None:
 def test_the_overview_for_language_models_describes_every_page(staging: Path) -> None:
     lines = [line for line in build_llms_text(NAVIGATION, staging).splitlines() if line.startswith("- ")]
     assert len(lines) == len(NAVIGATION)
+    assert "[openapi.json](openapi.json)" in build_llms_text(NAVIGATION, staging)
+    assert "paths" in json.loads((staging / "openapi.json").read_text())
     assert [line for line in lines if not re.fullmatch(r"- \[[^\]]+\]\([\w/.-]+\.html\): .{10,}", line)] == []
 
 
@@ -64,6 +69,10 @@ def test_a_link_follows_its_page_and_one_outside_of_the_site_becomes_text(tmp_pa
     rewritten = rewrite_links(text, source=source, target=PurePosixPath("deep/a.md"), places=places)
     assert rewritten.startswith("[b](../benchmarks/b.md#c), code, [x](https://e.org)")
     assert rewritten.endswith("```\n[b](../setup.py)\n```\n")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "b.md").write_text("# Results of b\n")
+    named = rewrite_links("[b.md](../results/b.md#c)", source=source, target=PurePosixPath("deep/a.md"), places=places)
+    assert named == "[Results of b](../benchmarks/b.md#c)", "a file name becomes the title of the page"
     with pytest.raises(ValueError, match=r"Expected the picture \.\./c\.png"):
         rewrite_links("![c](../c.png)", source=source, target=PurePosixPath("deep/a.md"), places=places)
 
@@ -72,6 +81,7 @@ def test_the_summary_of_a_page_is_its_first_sentence() -> None:
     page = "<!-- no -->\n# Title\n\n| a |\n|---|\n\n```\ncode\n```\n\nOne [link](x.md) here,\nand `more`. Another.\n"
     assert read_title(page) == "Title"
     assert read_summary(page) == "One link here, and `more`."
+    assert read_summary("---\nname: a\n---\n\n# A\n\nThis is it. More.") == "This is it."
     assert read_summary("# 5. A\n\n## Context\nPickles execute code. A registry\n") == "Pickles execute code."
 
 
@@ -128,6 +138,15 @@ def test_the_site_builds_without_a_warning_and_without_a_fault(tmp_path: Path) -
     assert (
         "forecaster.api.forecaster.Forecaster.predict" in (tmp_path / "site" / "reference" / "python.html").read_text()
     )
+
+
+@pytest.mark.parametrize("scheme", screenshots.SCHEMES)
+def test_the_pictures_of_the_site_are_small_and_of_their_size(scheme: str) -> None:
+    path = screenshots.PICTURES / f"site-{scheme}.png"
+    header = path.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", header[16:24]) == screenshots.SIZE
+    assert path.stat().st_size <= screenshots.MAX_BYTES
 
 
 def test_the_theme_loads_no_diagrams_from_elsewhere(tmp_path: Path) -> None:

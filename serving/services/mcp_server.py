@@ -1,0 +1,149 @@
+"""A server of the Model Context Protocol on standard input and output, `python -m serving.services.mcp_server`.
+
+Its tools call the same functions as the routes of the service: decode, validate, limit, compute, encode. It opens no port and has
+no keys: who starts it may use it. `mcp` (extra `mcp`) is imported by `build_server` only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any
+
+import orjson
+from pydantic import Field, ValidationError
+
+from forecaster import __version__
+from forecaster.errors import ForecasterError
+from forecaster.installation import require_package
+from serving.deadline import Deadline
+from serving.deployment.pretrained import PretrainedSlot
+from serving.deployment.slot import DeployedModel, Slot
+from serving.errors import ApiError
+from serving.forecasting.endpoint import ComputeJob, Endpoint
+from serving.forecasting.forecast import FORECAST
+from serving.forecasting.outcomes import require_model
+from serving.formats.forecast_formats import JSON
+from serving.routes.explain import EXPLAIN
+from serving.routes.model import describe_model
+from serving.settings import Settings, describe_errors
+
+if TYPE_CHECKING:
+    from mcp.server import MCPServer
+
+Fields = dict[str, Any]
+HISTORY = (
+    "`id` (text), `y` (numbers, null where missing, oldest first), `start` (ISO 8601, the time of the first value) and `freq` (a "
+    "pandas alias such as h, D, W-MON or MS); or `ds` (all timestamps) in place of `start` and `freq`"
+)
+INSTRUCTIONS = (
+    "Forecasts time series by a recurrent network, with calibrated intervals. Call `model` first: it says which frequency and "
+    "history the model needs. Errors say what was expected, what was found, where, and what to do."
+)
+
+
+class ForecastTools:
+    """The tools: each returns the fields of the response of a route, or raises ApiError."""
+
+    def __init__(self, settings: Settings, slot: Slot) -> None:
+        self._settings = settings.with_state_key()
+        self._slot = slot
+
+    def forecast(
+        self,
+        series: Annotated[list[Fields], Field(description=f"the histories, each with {HISTORY}")],
+        horizon: Annotated[int, Field(description="number of steps to forecast")],
+        levels: Annotated[list[float], Field(description="levels of quantiles: [0.1, 0.9] bound 80 %")] = [],  # noqa: B006
+    ) -> Fields:
+        """Forecasts one or more series: `mean`, `quantiles` by level, timestamps and warnings of each, or its `error`."""
+        return self._compute(FORECAST, {"series": series, "horizon": horizon, "levels": levels})
+
+    def explain(
+        self,
+        series: Annotated[Fields, Field(description=f"one history, with {HISTORY}")],
+        horizon: Annotated[
+            int | None, Field(description="steps whose mean is explained; the model's by default")
+        ] = None,
+        steps: Annotated[int, Field(description="largest number of steps to explain, the latest ones")] = 64,
+        faithfulness: Annotated[
+            bool, Field(description="also compare with a random order of the values; slower")
+        ] = False,
+    ) -> Fields:
+        """Explains the mean forecast of one series: the contribution of each past value, and the memory of the network."""
+        fields: Fields = {"series": series, "steps": steps, "faithfulness": faithfulness}
+        return self._compute(EXPLAIN, fields if horizon is None else {**fields, "horizon": horizon})
+
+    def model(self) -> Fields:
+        """Describes the model in use: frequency, season, smallest history, calibration, scores of its test, and its card."""
+        description: Fields = orjson.loads(orjson.dumps(describe_model(self._find_model())))
+        return description
+
+    def _find_model(self) -> DeployedModel:
+        return require_model(self._slot.current)
+
+    def _compute(self, endpoint: Endpoint[Any], fields: Fields) -> Fields:
+        model, deadline = self._find_model(), Deadline.after(self._settings.timeout_s)
+        try:
+            body = orjson.dumps(fields)
+        except (TypeError, ValueError) as error:  # such as an integer beyond 64 bits
+            raise ApiError("invalid_request", f"Expected JSON; {error}. Correct the arguments.") from error
+        request = endpoint.decode(body, JSON.media_type, self._settings)
+        [outcome] = endpoint.respond([ComputeJob(request, model, deadline.capped(request.deadline_ms), self._settings)])
+        if isinstance(outcome, Exception):
+            raise outcome
+        response: Fields = orjson.loads(outcome.body)
+        return response
+
+
+def describe_error(error: ApiError) -> str:
+    """Returns an error as one line: its code, its message and its place."""
+    return f"{error.code}: {error.message}" + (f" (where: {error.where})" if error.where else "")
+
+
+def build_server(tools: ForecastTools) -> MCPServer:
+    """Returns the server of the tools. Raises MissingPackage if `mcp` is not installed."""
+    require_package("mcp", purpose="a server of the Model Context Protocol")
+    from mcp.server import MCPServer
+    from mcp.server.mcpserver.exceptions import ToolError
+
+    def report_errors(tool: Callable[..., Fields]) -> Callable[..., Fields]:
+        @wraps(tool)
+        def call(*arguments: Any, **options: Any) -> Fields:
+            try:
+                return tool(*arguments, **options)
+            except ApiError as error:
+                raise ToolError(describe_error(error)) from error
+
+        return call
+
+    server = MCPServer("forecaster", version=__version__, instructions=INSTRUCTIONS)
+    for tool in (tools.forecast, tools.explain, tools.model):
+        server.tool()(report_errors(tool))
+    return server
+
+
+def main() -> int:
+    """Serves the model in the slot, or the pretrained network, until standard input ends; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)  # standard output belongs to the protocol
+    try:
+        settings = Settings.from_environment(os.environ)
+        slot = (PretrainedSlot if settings.pretrained else Slot)(settings.slot, reload_s=settings.reload_s)
+        server = build_server(ForecastTools(settings, slot))
+    except ValidationError as error:
+        sys.stderr.writelines(f"forecaster: {line}\n" for line in describe_errors(error))
+        return 2
+    except ForecasterError as error:
+        sys.stderr.write(f"forecaster: {error}\n")
+        return error.exit_code
+    slot.reload_if_changed()
+    slot.start()  # loads each model that replaces this one in the slot
+    server.run()
+    slot.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
