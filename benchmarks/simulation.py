@@ -28,9 +28,9 @@ from forecaster.shapes import Float64
 from forecaster.spec import Spec
 from forecaster.training.presets import build_candidate_specs
 from pipelines.monitoring.monitor import Finding, build_monitoring_report, resolve_ledger_url
-from pipelines.promotion.gate import Verdict
 from pipelines.promotion.policy import Policy
 from pipelines.promotion.promote import fetch_bundle, find_champion
+from pipelines.promotion.verdict import Verdict
 from pipelines.retraining.retrain import RetrainOptions, retrain
 from pipelines.retraining.triggers import check_triggers
 from pipelines.settings import Root

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster.api.fitting import ModelOptions, choose_spec, fit_spec, require_training
+from forecaster.api.messages import warn_about_data
 from forecaster.api.tables import rename_backtest_table, validate_calibration
 from forecaster.data.forecast_table import MODEL_COLUMN
 from forecaster.data.split import hold_out, rolling_origins
@@ -82,6 +83,16 @@ def cross_validate(
     return table.sort_values(
         ["unique_id", "cutoff", "ds"], key=lambda values: values.map(order) if values.name == "unique_id" else values
     ).reset_index(drop=True)
+
+
+def warn_about_missing_rows(table: pd.DataFrame, panel: Panel) -> None:
+    """Gives a `DataWarning` if the table of a cross-validation has no rows of some series, or rows without a forecast."""
+    num_left_out = len(panel.series) - table["unique_id"].nunique()
+    if num_left_out:
+        warn_about_data([f"{num_left_out} of {len(panel.series)} series are too short and were left out"])
+    num_missing = int(table[MODEL_COLUMN].isna().sum())
+    if num_missing:
+        warn_about_data([f"{num_missing} of {len(table)} rows have no forecast, because their history cannot be used"])
 
 
 def evaluate_model(

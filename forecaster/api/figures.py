@@ -1,92 +1,33 @@
-"""Figures of frames and forecasts, and the explanation of one forecast."""
+"""Figures of histories and forecasts."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from forecaster.api.frames import FrameStyle
+from forecaster.api.frames import read_future
 from forecaster.data.forecast_table import MODEL_COLUMN
 from forecaster.data.frames.rows import ColumnNames
-from forecaster.errors import InputError, MissingColumn
+from forecaster.errors import MissingColumn
 from forecaster.installation import require_package
 from forecaster.series import Panel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from forecaster.explain.attribution import Explanation
-
 _LOWER_BOUND = re.compile(re.escape(MODEL_COLUMN) + r"-lo-(.+)")
 
 
-@dataclass(frozen=True, eq=False)
-class ForecastExplanation:
-    """Why a forecast is as it is: the effect of each observed value, and the memory of the network.
+def read_forecast(forecast: Any, names: ColumnNames) -> pd.DataFrame:
+    """Reads a result of `predict` into the columns `unique_id` (as text), `ds`, `forecaster` and others.
 
-    Attributes:
-        explanation: All results (`forecaster.explain.attribution`); its `notes` say what they cover.
+    Raises MissingColumn for another frame.
     """
-
-    explanation: Explanation
-    _style: FrameStyle
-
-    def to_frame(self) -> Any:
-        """Returns one row per step: `ds, y, attribution`, those of other columns, `influence`, gates and norm of each layer."""
-        from forecaster.explain.plots import build_explanation_table
-
-        return self._style.convert(build_explanation_table(self.explanation))
-
-    def plot(self) -> Figure:
-        """Plots the history, the attribution of its values, the influence of each step, the gates and the faithfulness."""
-        require_package("matplotlib", purpose="plots")
-        from forecaster.explain.plots import plot_explanation
-
-        return _show_in_notebooks(plot_explanation(self.explanation, title=self.explanation.id))
-
-    def __repr__(self) -> str:
-        from forecaster.explain.faithfulness import OURS
-
-        explained = self.explanation
-        half_life = "none" if explained.half_life is None else f"{explained.half_life:.3g} steps"
-        measured = explained.faithfulness
-        faithfulness = ""
-        if measured is not None:
-            faithfulness = (
-                f"faithfulness (AOPCR): {measured.aopcr[OURS]:.3g}, of a random order {measured.aopcr['random']:.3g}; "
-            )
-        return (
-            f"ForecastExplanation of {explained.id!r}: the mean of the next {explained.horizon} steps is "
-            f"{explained.forecast:.4g} = {explained.baseline:.4g} + the attributions of {len(explained.y)} values; "
-            f"{faithfulness}half-life of the memory: {half_life}. Use .plot() and .to_frame()."
-        )
-
-
-def select_ids(available: Sequence[str], ids: Any, *, max_ids: int, argument: str = "ids") -> list[str]:
-    """Returns the text of the requested ids, one or several, by default of the first.
-
-    Raises InputError, which names the argument, for an id that the data lack and for an empty list.
-    """
-    if ids is None:
-        return list(available[:max_ids])
-    wanted = [str(item) for item in ([ids] if isinstance(ids, str) or not isinstance(ids, Iterable) else ids)]
-    missing = [series_id for series_id in wanted if series_id not in available]
-    if missing or not wanted:
-        raise InputError(
-            f"Expected ids of the data in `{argument}`; found {repr(missing[0]) if missing else 'none'}. The data have "
-            f"{', '.join(map(repr, available[:5]))}{' and more' if len(available) > 5 else ''}. Choose among them.",
-            where=argument,
-        )
-    return wanted
-
-
-def validate_forecast_columns(rows: pd.DataFrame, names: ColumnNames) -> None:
-    """Raises MissingColumn for a frame that is no result of `predict`."""
+    rows = read_future(forecast, names, argument="forecast")
     required = (names.unique_id, names.ds, MODEL_COLUMN)
     missing = [name for name in required if name not in rows]
     if missing:
@@ -95,6 +36,8 @@ def validate_forecast_columns(rows: pd.DataFrame, names: ColumnNames) -> None:
             "`predict`.",
             where="forecast",
         )
+    rows = rows.rename(columns=dict(zip(names, ColumnNames(), strict=True)))
+    return rows.assign(unique_id=rows["unique_id"].map(str))
 
 
 def plot_forecasts(
@@ -161,10 +104,10 @@ def plot_forecasts(
         axes.set_axis_off()
     handles, labels = shade_nested_intervals(grid[0])
     figure.legend(handles, labels, frameon=False, loc="outside upper right", ncols=len(labels))
-    return _show_in_notebooks(figure)
+    return show_in_notebooks(figure)
 
 
-def _show_in_notebooks(figure: Figure) -> Figure:
+def show_in_notebooks(figure: Figure) -> Figure:
     """Lets a notebook show a figure that was made without pyplot."""
 
     def render() -> bytes:

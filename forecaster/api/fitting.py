@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from forecaster.api.messages import validate_counts
 from forecaster.data.frames.rows import ColumnNames
 from forecaster.data.frames.timestamps import load_time_zone
 from forecaster.errors import BadSpec, InputError
 from forecaster.frequency.timestamps import normalize_frequency
 from forecaster.installation import require_package
-from forecaster.progress import Progress
+from forecaster.progress import NO_PROGRESS, Progress
+from forecaster.progress.display import create_display
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.presets import parse_preset
@@ -138,7 +141,7 @@ def parse_spec(spec: Spec | Mapping[str, Any] | None) -> Spec | None:
 def choose_spec(panel: Panel, options: ModelOptions, *, test_windows: int, progress: Progress) -> SpecSelection:
     """Returns the given specification, or the best variant of a preset on the windows before the test."""
     require_training()
-    from forecaster.training.fit import validate_device
+    from forecaster.training.devices import validate_device
     from forecaster.training.selection import SpecSelection, select_spec
 
     if options.accelerator not in ("auto", "cpu"):
@@ -175,6 +178,23 @@ def fit_spec(
         accelerator=options.accelerator,
         progress=progress,
     )
+
+
+def open_progress(progress: bool | Progress) -> Progress:
+    """Returns what receives the progress: the given object, or a display if progress is to be shown."""
+    if isinstance(progress, Progress):
+        return progress
+    return create_display() if progress else NO_PROGRESS
+
+
+def parse_test_windows(test_windows: int) -> int:
+    """Returns the number of test windows; raises InputError for one that is below 0 or not whole."""
+    if isinstance(test_windows, bool) or not isinstance(test_windows, (int, np.integer)) or test_windows < 0:
+        raise InputError(
+            f"Expected `test_windows` of at least 0; found {test_windows!r}. Use 0 to fit on all data.",
+            where="test_windows",
+        )
+    return test_windows
 
 
 def require_training() -> None:

@@ -14,50 +14,49 @@ import pandas as pd
 
 from forecaster.api import storage
 from forecaster.api.datasets import BundleAddress, DatasetRequest, open_model_bundle, predict_dataset
-from forecaster.api.figures import ForecastExplanation, plot_forecasts, select_ids, validate_forecast_columns
+from forecaster.api.explanations import ForecastExplanation, explain_forecast
+from forecaster.api.figures import plot_forecasts, read_forecast
 from forecaster.api.fitting import (
     ModelOptions,
     choose_spec,
     fit_spec,
+    open_progress,
     parse_count,
     parse_names,
     parse_spec,
+    parse_test_windows,
     require_training,
 )
-from forecaster.api.frames import FrameStyle, read_future
+from forecaster.api.frames import FrameStyle
 from forecaster.api.messages import (
     collect_forecasts,
     validate_counts,
+    validate_horizon,
     warn_about_data,
     warn_about_forecasts,
     with_argument_names,
 )
 from forecaster.api.pretrained import PretrainedOptions
-from forecaster.api.reading import DataReader, PanelInput
-from forecaster.api.states import NetworkStates
+from forecaster.api.reading import DataReader, PanelInput, select_ids
+from forecaster.api.states import NetworkStates, trace_network
 from forecaster.api.symbols import build_probability_table, decode_columns
-from forecaster.api.tables import build_report, validate_calibration
+from forecaster.api.tables import build_report, describe_model, validate_calibration
 from forecaster.bundle import artifact
-from forecaster.bundle.pretrained.base import BASE_FOLDER
-from forecaster.data.forecast_table import MODEL_COLUMN, Levels, build_table, parse_levels, plan_quantile_columns
+from forecaster.data.forecast_table import Levels, build_table, parse_levels, plan_quantile_columns
 from forecaster.data.frames.rows import ColumnNames
-from forecaster.data.symbols import SYMBOL_SCORES_FACT, recode_panel, refuse_symbols
-from forecaster.errors import ForecasterError, HorizonOutOfRange, InputError
-from forecaster.frequency.timestamps import format_timestamp
-from forecaster.prediction.fitted_model import FittedModel, StoredModel
+from forecaster.data.symbols import recode_panel, refuse_symbols
+from forecaster.errors import ForecasterError, InputError
+from forecaster.prediction.fitted_model import FittedModel, StoredModel, as_fitted_model
 from forecaster.prediction.head_quantiles import has_quantiles
 from forecaster.prediction.predictor import Predictor
-from forecaster.progress import NO_PROGRESS, Progress
-from forecaster.progress.display import create_display
-from forecaster.series import Panel
-from forecaster.spec import MAX_STEPS, Spec
+from forecaster.progress import Progress
+from forecaster.series import Forecast, Panel
+from forecaster.spec import Spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from forecaster.batch.job import BatchReport
-
-_CHALLENGER = "challenger"  # the name of the trained model among the scores of its bundle
 
 
 class Forecaster:
@@ -157,13 +156,9 @@ class Forecaster:
             InputError: A subclass of it, for data that are invalid or too short.
             MissingPackage: The packages of the extra `train` are not installed.
         """
-        if isinstance(test_windows, bool) or not isinstance(test_windows, (int, np.integer)) or test_windows < 0:
-            raise InputError(
-                f"Expected `test_windows` of at least 0; found {test_windows!r}. Use 0 to fit on all data.",
-                where="test_windows",
-            )
+        test_windows = parse_test_windows(test_windows)
         require_training()
-        options, receiver = self._options, _open_progress(progress)
+        options, receiver = self._options, open_progress(progress)
         reader = DataReader(options)
         is_path = isinstance(df, (str, os.PathLike))
         panel, style, _ = reader.read_files(Path(df)) if is_path else reader.read(df, warn_partial=True)
@@ -215,22 +210,26 @@ class Forecaster:
             BadSpec: Sample paths of a model without a distribution.
         """
         model, columns = self.model, plan_quantile_columns(level, quantiles)
-        _validate_horizon(horizon)
+        validate_horizon(horizon)
         validate_calibration(model, columns)
         validate_counts(num_samples=num_samples)
-        panel, style, ignored = self._read_histories(df, X_df)
-        predictor = self._get_predictor(panel)
+        data = self._read_histories(df, X_df)
+        series, predictor = data.panel.series, self._get_predictor(data.panel)
         steps = int(horizon or predictor.fitted_model.spec.horizon)
-        outcomes = predictor.forecast_batch(panel.series, steps, levels=sorted(set(columns.values())), joint=joint)
-        forecasts, messages = collect_forecasts(panel, outcomes)
-        self._warnings = [*((forecast.id, message) for forecast in forecasts for message in ignored), *messages], style
+        outcomes = predictor.forecast_batch(series, steps, levels=sorted(set(columns.values())), joint=joint)
+        forecasts = self._collect_forecasts(data, outcomes)
         paths: list[np.ndarray] = []
         if num_samples is not None:
             with_forecast = {forecast.id for forecast in forecasts}
-            series = [item for item in panel.series if item.id in with_forecast]
-            sampled = predictor.sample_batch(series, steps, paths=num_samples, seed=seed, temperature=temperature)
+            sampled = predictor.sample_batch(
+                [item for item in series if item.id in with_forecast],
+                steps,
+                paths=num_samples,
+                seed=seed,
+                temperature=temperature,
+            )
             paths = [outcome for outcome in sampled if isinstance(outcome, np.ndarray)]
-        return style.convert(decode_columns(build_table(forecasts, columns, paths), model))
+        return data.style.convert(decode_columns(build_table(forecasts, columns, paths), model))
 
     @with_argument_names
     def predict_proba(
@@ -251,22 +250,21 @@ class Forecaster:
         Raises:
             BadSpec: The model predicts numbers.
         """
-        _validate_horizon(horizon)
+        validate_horizon(horizon)
         self._require_model()
-        panel, style, ignored = self._read_histories(df, X_df)
-        predictor = self._get_predictor(panel)
+        data = self._read_histories(df, X_df)
+        series, predictor = data.panel.series, self._get_predictor(data.panel)
         spec = predictor.fitted_model.spec
         steps = int(horizon or spec.horizon)
-        probabilities = predictor.predict_probabilities(panel.series, steps)
-        outcomes = predictor.forecast_batch(panel.series, steps)
-        forecasts, messages = collect_forecasts(panel, outcomes)
-        self._warnings = [*((forecast.id, message) for forecast in forecasts for message in ignored), *messages], style
+        probabilities = predictor.predict_probabilities(series, steps)
+        outcomes = predictor.forecast_batch(series, steps)
+        forecasts = self._collect_forecasts(data, outcomes)
         rows = [
             rows
             for rows, outcome in zip(probabilities, outcomes, strict=True)
             if not isinstance(outcome, ForecasterError)
         ]
-        return style.convert(build_probability_table(forecasts, rows, spec.head.vocabulary))
+        return data.style.convert(build_probability_table(forecasts, rows, spec.head.vocabulary))
 
     @with_argument_names
     def predict_dataset(
@@ -322,7 +320,7 @@ class Forecaster:
         )
         season = None if self._pretrained is None else self._pretrained.season
         with open_model_bundle(self._address, is_pretrained=self._pretrained is not None, save=self.save) as bundle:
-            return predict_dataset(request, bundle, self._options, season=season, progress=_open_progress(progress))
+            return predict_dataset(request, bundle, self._options, season=season, progress=open_progress(progress))
 
     @with_argument_names
     def cross_validation(
@@ -356,7 +354,7 @@ class Forecaster:
         Raises:
             HistoryTooShort: The data before the first origin are too short for a fit.
         """
-        from forecaster.api.cross_validation import cross_validate
+        from forecaster.api.cross_validation import cross_validate, warn_about_missing_rows
 
         validate_counts(n_windows=n_windows, step_size=step_size)
         columns = plan_quantile_columns(level, quantiles)
@@ -373,16 +371,9 @@ class Forecaster:
             stride=step_size or options.steps_ahead,
             refit=refit,
             columns=columns,
-            progress=_open_progress(progress),
+            progress=open_progress(progress),
         )
-        num_left_out = len(panel.series) - table["unique_id"].nunique()
-        if num_left_out:
-            warn_about_data([f"{num_left_out} of {len(panel.series)} series are too short and were left out"])
-        num_missing = int(table[MODEL_COLUMN].isna().sum())
-        if num_missing:
-            warn_about_data(
-                [f"{num_missing} of {len(table)} rows have no forecast, because their history cannot be used"]
-            )
+        warn_about_missing_rows(table, panel)
         return style.convert(table)
 
     @with_argument_names
@@ -457,11 +448,7 @@ class Forecaster:
         plotted = select_ids([series.id for series in panel.series], ids, max_ids=max_ids)
         if forecast is None:
             forecast = self.predict(df, level=[80, 95] if has_quantiles(self.model) else None)
-        names = self._options.columns
-        rows = read_future(forecast, names, argument="forecast")
-        validate_forecast_columns(rows, names)
-        rows = rows.rename(columns=dict(zip(names, ColumnNames(), strict=True)))
-        rows = rows.assign(unique_id=rows["unique_id"].map(str))
+        rows = read_forecast(forecast, self._options.columns)
         return plot_forecasts(panel, rows, plotted, history_steps=history_steps, label=self._options.columns.y)
 
     @with_argument_names
@@ -486,36 +473,20 @@ class Forecaster:
             faithfulness: Whether to measure how faithful the attributions are, which takes some hundreds of forecasts.
         """
         require_training()
-        from forecaster.explain.attribution import MAX_STEPS as MAX_EXPLAINED_STEPS
-        from forecaster.explain.attribution import explain
-
         validate_counts(steps=steps)
-        _validate_horizon(horizon)
+        validate_horizon(horizon)
         self._require_model()
         refuse_symbols(self.spec, what="an explanation", advice="Use `predict_proba`.")
-        panel, style, _ = self._read_histories(df, X_df)
-        model = _to_fitted_model(self._get_predictor(panel).fitted_model)
-        available = [series.id for series in panel.series]
-        if unique_id is None and len(available) > 1:
-            raise InputError(
-                f"Expected `unique_id`, because the data have {len(available)} series; found none. Name one of them, such as "
-                f"{available[0]!r}.",
-                where="unique_id",
-            )
-        chosen = (
-            available[0]
-            if unique_id is None
-            else select_ids(available, [unique_id], max_ids=1, argument="unique_id")[0]
-        )
-        series = panel.series[available.index(chosen)]
-        explanation = explain(
+        data = self._read_histories(df, X_df)
+        model = as_fitted_model(self._get_predictor(data.panel).fitted_model)
+        return explain_forecast(
             model,
-            series,
+            data,
+            unique_id,
             horizon=int(horizon or model.spec.horizon),
-            steps=min(steps, MAX_EXPLAINED_STEPS),
+            steps=steps,
             faithfulness=faithfulness,
         )
-        return ForecastExplanation(explanation, style)
 
     @with_argument_names
     def trace(
@@ -538,24 +509,9 @@ class Forecaster:
                 than over the last window alone, from which it forecasts.
         """
         require_training()
-        from forecaster.explain.states import trace_states
-
         self._require_model()
-        panel, style, _ = self._read_histories(df, X_df)
-        predictor = self._get_predictor(panel)
-        chosen = set(
-            select_ids([item.id for item in panel.series], unique_id, max_ids=len(panel.series), argument="unique_id")
-        )
-        requested = [item for item in panel.series if item.id in chosen]
-        errors = [predictor.find_error(item, 1) for item in requested]
-        series = [item for item, error in zip(requested, errors, strict=True) if error is None]
-        failed = [error for error in errors if error is not None]
-        if not series:
-            raise failed[0]
-        if failed:
-            warn_about_data([f"{len(failed)} of {len(requested)} series were left out. {failed[0].message}"])
-        model = _to_fitted_model(predictor.fitted_model)
-        return NetworkStates(trace_states(model, series, whole_history=whole_history), model, style)
+        data = self._read_histories(df, X_df)
+        return trace_network(self._get_predictor(data.panel), data, unique_id, whole_history=whole_history)
 
     @with_argument_names
     def save(self, path: str | os.PathLike[str], *, histories: bool = False, overwrite: bool = False) -> Path:
@@ -569,19 +525,14 @@ class Forecaster:
             BundleError: Something is at that path, and is not to be replaced or is no bundle.
         """
         require_training()
-        from forecaster.training.model_card import render_model_card
-
-        stored = self.model if self._pretrained is None else self._pretrained.build_storable_model()
-        model, folder = _to_fitted_model(stored), Path(path).expanduser()
-        kept = self._histories if histories else None
-        if histories and kept is None:
+        model = self.model if self._pretrained is None else self._pretrained.build_storable_model()
+        if histories and self._histories is None:
             raise InputError(
                 "Expected the histories of the fit for `histories=True`; this model was loaded without them. Leave it out.",
                 where="histories",
             )
-        was_fitted = "data_digest" in model.facts  # otherwise it has the weights of the pretrained network
-        card = render_model_card(model) if was_fitted else artifact.read_card(BASE_FOLDER)
-        storage.write_bundle(model, folder, card=card, histories=kept, overwrite=overwrite)
+        folder = Path(path).expanduser()
+        storage.save_model(model, folder, histories=self._histories if histories else None, overwrite=overwrite)
         return folder
 
     @classmethod
@@ -673,10 +624,7 @@ class Forecaster:
     @property
     def report(self) -> Any:
         """The scores of the test, one row per forecaster, of which some are naive or pretrained; empty without a test."""
-        scores = {
-            MODEL_COLUMN if name == _CHALLENGER else name: values for name, values in _read_scores(self.model).items()
-        }
-        return self._style.convert(build_report(scores))
+        return self._style.convert(build_report(self.model))
 
     @property
     def warnings(self) -> Any:
@@ -690,19 +638,14 @@ class Forecaster:
         arguments = f"Forecaster({self._options.describe()})"
         if self._predictor is None:
             return f"{arguments}, not fitted"
-        model = self.model
-        network = f"{model.spec.network.cell.upper()} {model.spec.network.layers} x {model.spec.network.hidden}"
-        metric = "perplexity" if model.spec.head.is_symbolic else "mase"
-        tested = "; ".join(
-            f"{MODEL_COLUMN if name == _CHALLENGER else name} {values[metric]:.3g}"
-            for name, values in _read_scores(model).items()
-            if values[metric] is not None
-        )
-        return (
-            f"{arguments}, fitted on {model.facts.get('series', 'some')} series of frequency {model.freq} to "
-            f"{format_timestamp(model.cutoff)} ({network}; {'perplexity' if metric == 'perplexity' else 'MASE'}: "
-            f"{tested or 'not tested'})"
-        )
+        return f"{arguments}, {describe_model(self.model)}"
+
+    def _collect_forecasts(self, data: PanelInput, outcomes: Sequence[Forecast | ForecasterError]) -> list[Forecast]:
+        """Returns the forecasts among the outcomes, and keeps what `warnings` shows."""
+        forecasts, messages = collect_forecasts(data.panel, outcomes)
+        ignored = ((forecast.id, message) for forecast in forecasts for message in data.ignored)
+        self._warnings = [*ignored, *messages], data.style
+        return forecasts
 
     def _require_model(self) -> None:
         """Raises InputError if there is no model yet."""
@@ -739,34 +682,5 @@ class Forecaster:
         return reader.extend(self._histories, self._style, future)
 
 
-def _read_scores(model: FittedModel | StoredModel) -> Mapping[str, Mapping[str, float | None]]:
-    """Returns the scores of the test of a model by forecaster; empty without a test."""
-    scores: Mapping[str, Mapping[str, float | None]] = (
-        model.facts.get(SYMBOL_SCORES_FACT) or model.facts.get("backtest") or {}
-    )
-    return scores
-
-
-def _to_fitted_model(model: FittedModel | StoredModel) -> FittedModel:
-    """Returns a model with its networks in memory."""
-    return model if isinstance(model, FittedModel) else model.to_fitted_model()
-
-
-def _validate_horizon(horizon: int | None) -> None:
-    validate_counts(horizon=horizon)
-    if horizon is not None and horizon > MAX_STEPS:
-        raise HorizonOutOfRange(
-            f"Expected a `horizon` of at most {MAX_STEPS} steps; found {horizon}. Forecast fewer steps, or use a model of a "
-            "coarser frequency.",
-            where="horizon",
-        )
-
-
 def _read_clock() -> datetime:
     return datetime.now(UTC)
-
-
-def _open_progress(progress: bool | Progress) -> Progress:
-    if isinstance(progress, Progress):
-        return progress
-    return create_display() if progress else NO_PROGRESS

@@ -14,8 +14,9 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-from forecaster.errors import ForecasterError, InputError, rename_arguments
+from forecaster.errors import ForecasterError, HorizonOutOfRange, InputError, rename_arguments
 from forecaster.series import Forecast, Panel
+from forecaster.spec import MAX_STEPS
 
 _COLUMN_ARGUMENTS = {"columns": "`id_col`, `time_col`, `target_col`"}
 _VARYING_TEXT = re.compile(r"'[^']*'|-?\d[\d.,e+-]*")
@@ -87,6 +88,17 @@ def validate_counts(**counts: int | None) -> None:
                 f"Expected a whole number of at least 1 for `{name}`; found {_describe(count)}. Use a positive number.",
                 where=name,
             )
+
+
+def validate_horizon(horizon: int | None) -> None:
+    """Raises InputError for a horizon that is not a whole number of at least 1, HorizonOutOfRange for one that is too long."""
+    validate_counts(horizon=horizon)
+    if horizon is not None and horizon > MAX_STEPS:
+        raise HorizonOutOfRange(
+            f"Expected a `horizon` of at most {MAX_STEPS} steps; found {horizon}. Forecast fewer steps, or use a model of a "
+            "coarser frequency.",
+            where="horizon",
+        )
 
 
 def _describe(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import gettempdir
@@ -162,3 +162,21 @@ class DataReader(NamedTuple):
         return append_future(
             rows, later, names, covariates=columns["covariates"], static=columns["static"], zone=self.options.zone
         )
+
+
+def select_ids(available: Sequence[str], ids: Any, *, max_ids: int, argument: str = "ids") -> list[str]:
+    """Returns the text of the requested ids, one or several, by default of the first.
+
+    Raises InputError, which names the argument, for an id that the data lack and for an empty list.
+    """
+    if ids is None:
+        return list(available[:max_ids])
+    wanted = [str(item) for item in ([ids] if isinstance(ids, str) or not isinstance(ids, Iterable) else ids)]
+    missing = [series_id for series_id in wanted if series_id not in available]
+    if missing or not wanted:
+        raise InputError(
+            f"Expected ids of the data in `{argument}`; found {repr(missing[0]) if missing else 'none'}. The data have "
+            f"{', '.join(map(repr, available[:5]))}{' and more' if len(available) > 5 else ''}. Choose among them.",
+            where=argument,
+        )
+    return wanted

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forecaster.api.frames import FrameStyle
+from forecaster.api.messages import warn_about_data
+from forecaster.api.reading import PanelInput, select_ids
 from forecaster.errors import InputError
+from forecaster.prediction.fitted_model import FittedModel, as_fitted_model
+from forecaster.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
     import xarray
 
     from forecaster.explain.atlas import Atlas
     from forecaster.explain.states import StateTrace
-    from forecaster.prediction.fitted_model import FittedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,3 +103,30 @@ class NetworkStates:
             f"NetworkStates of {len(ids)} series: {layers} layers of {units} units, {steps} steps. Use .to_frame(), "
             ".to_xarray(), .half_lives(), .atlas() and .similar()."
         )
+
+
+def trace_network(predictor: Predictor, data: PanelInput, unique_id: Any, *, whole_history: bool) -> NetworkStates:
+    """Traces the networks of a predictor while they read series of a panel.
+
+    Series that cannot be forecast are left out with a `DataWarning`; if there is no other, the error of the first is raised.
+
+    Args:
+        predictor: The predictor.
+        data: The histories.
+        unique_id: The series, one id or several; None for all.
+        whole_history: Whether a network that reads windows is traced over all of a history.
+    """
+    from forecaster.explain.states import trace_states
+
+    available = [item.id for item in data.panel.series]
+    chosen = set(select_ids(available, unique_id, max_ids=len(available), argument="unique_id"))
+    requested = [item for item in data.panel.series if item.id in chosen]
+    errors = [predictor.find_error(item, 1) for item in requested]
+    series = [item for item, error in zip(requested, errors, strict=True) if error is None]
+    failed = [error for error in errors if error is not None]
+    if not series:
+        raise failed[0]
+    if failed:
+        warn_about_data([f"{len(failed)} of {len(requested)} series were left out. {failed[0].message}"])
+    model = as_fitted_model(predictor.fitted_model)
+    return NetworkStates(trace_states(model, series, whole_history=whole_history), model, data.style)

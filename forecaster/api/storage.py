@@ -12,9 +12,10 @@ from pathlib import Path
 
 from forecaster.bundle import artifact
 from forecaster.bundle.files import MANIFEST_FILE
+from forecaster.bundle.pretrained.base import BASE_FOLDER
 from forecaster.errors import BundleError, InputError, NoSuchModel
 from forecaster.installation import require_package
-from forecaster.prediction.fitted_model import FittedModel
+from forecaster.prediction.fitted_model import FittedModel, StoredModel, as_fitted_model
 from forecaster.series import Panel
 
 _REGISTRY_ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[0-9]+))?")
@@ -73,6 +74,16 @@ def _find_registry(tracking_uri: str | None) -> str:
             where="tracking_uri",
         )
     return f"sqlite:///{database}"
+
+
+def save_model(model: FittedModel | StoredModel, path: Path, *, histories: Panel | None, overwrite: bool) -> None:
+    """Writes a model as a bundle with its model card; one that was not fitted has the weights and the card of the base."""
+    from forecaster.training.model_card import render_model_card
+
+    fitted_model = as_fitted_model(model)
+    was_fitted = "data_digest" in fitted_model.facts
+    card = render_model_card(fitted_model) if was_fitted else artifact.read_card(BASE_FOLDER)
+    write_bundle(fitted_model, path, card=card, histories=histories, overwrite=overwrite)
 
 
 def write_bundle(model: FittedModel, path: Path, *, card: str, histories: Panel | None, overwrite: bool) -> None:

@@ -8,9 +8,13 @@ import numpy as np
 import pandas as pd
 
 from forecaster.data.forecast_table import MODEL_COLUMN
+from forecaster.data.symbols import SYMBOL_SCORES_FACT
 from forecaster.errors import LevelOutOfRange
+from forecaster.frequency.timestamps import format_timestamp
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.head_quantiles import has_quantiles
+
+_CHALLENGER = "challenger"  # the name of the trained model among the scores of its bundle
 
 
 def validate_calibration(model: FittedModel | StoredModel, columns: Mapping[str, float]) -> None:
@@ -37,10 +41,31 @@ def rename_backtest_table(frame: pd.DataFrame, columns: Mapping[str, float]) -> 
     return table
 
 
-def build_report(scores: Mapping[str, Mapping[str, float | None]]) -> pd.DataFrame:
-    """Returns one row per forecaster with its scores; NaN for a score that could not be computed."""
+def build_report(model: FittedModel | StoredModel) -> pd.DataFrame:
+    """Returns the scores of the test of a model, one row per forecaster; NaN for a score that could not be computed."""
     rows = [
         {MODEL_COLUMN: name, **{metric: np.nan if value is None else value for metric, value in values.items()}}
-        for name, values in scores.items()
+        for name, values in _read_scores(model).items()
     ]
     return pd.DataFrame(rows)
+
+
+def describe_model(model: FittedModel | StoredModel) -> str:
+    """Describes in a line what a model was fitted on, its network and the scores of its test."""
+    network = f"{model.spec.network.cell.upper()} {model.spec.network.layers} x {model.spec.network.hidden}"
+    metric, label = ("perplexity", "perplexity") if model.spec.head.is_symbolic else ("mase", "MASE")
+    tested = "; ".join(
+        f"{name} {values[metric]:.3g}" for name, values in _read_scores(model).items() if values[metric] is not None
+    )
+    return (
+        f"fitted on {model.facts.get('series', 'some')} series of frequency {model.freq} to "
+        f"{format_timestamp(model.cutoff)} ({network}; {label}: {tested or 'not tested'})"
+    )
+
+
+def _read_scores(model: FittedModel | StoredModel) -> Mapping[str, Mapping[str, float | None]]:
+    """Returns the scores of the test of a model by forecaster; empty without a test."""
+    scores: Mapping[str, Mapping[str, float | None]] = (
+        model.facts.get(SYMBOL_SCORES_FACT) or model.facts.get("backtest") or {}
+    )
+    return {MODEL_COLUMN if name == _CHALLENGER else name: values for name, values in scores.items()}

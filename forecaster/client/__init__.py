@@ -9,8 +9,9 @@ Needs httpx (the extra `client`), but neither torch nor a model. A request is re
 not ready, or the connection broke; no other failure is retried.
 """
 
+from forecaster.client.async_client import AsyncClient
 from forecaster.client.batches import FrameForecast, ServiceOutcomes
-from forecaster.client.client import AsyncClient, Client
+from forecaster.client.client import Client
 from forecaster.client.transport import RetryPolicy
 
 __all__ = ["AsyncClient", "Client", "FrameForecast", "RetryPolicy", "ServiceOutcomes"]

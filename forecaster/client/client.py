@@ -1,9 +1,7 @@
-"""The two clients of the service: `Client`, which blocks, and `AsyncClient`."""
+"""The blocking client of the service."""
 
 from __future__ import annotations
 
-import asyncio
-import os
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -22,7 +20,17 @@ from forecaster.client.batches import (
     forecast_frame,
     raise_for_errors,
 )
+from forecaster.client.connection import (
+    build_content_type,
+    build_headers,
+    describe_lost_request,
+    import_httpx,
+    to_response,
+    validate_url,
+)
 from forecaster.client.transport import (
+    DEFAULT_RETRY_POLICY,
+    NO_RETRY,
     Delay,
     Exchange,
     HttpRequest,
@@ -31,7 +39,7 @@ from forecaster.client.transport import (
     RetryPolicy,
     request_json,
 )
-from forecaster.errors import InputError, MissingPackage, ServiceNotReady, Unreachable
+from forecaster.errors import ServiceNotReady, Unreachable
 
 if TYPE_CHECKING:
     import httpx
@@ -40,8 +48,6 @@ if TYPE_CHECKING:
     from forecaster.data.frames.rows import ColumnNames
     from forecaster.series import Series
 
-KEY_ENV_VARIABLE = "FORECASTER_KEY"
-_DEFAULT_RETRY_POLICY, _NO_RETRY = RetryPolicy(), RetryPolicy(retries=0)
 T = TypeVar("T")
 
 
@@ -54,7 +60,7 @@ class Client:
         key: str | None = None,
         *,
         timeout: float = 30.0,
-        retry_policy: RetryPolicy = _DEFAULT_RETRY_POLICY,
+        retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Opens no connection yet.
@@ -70,9 +76,9 @@ class Client:
             InputError: the URL is invalid.
             MissingPackage: httpx is not installed.
         """
-        self._url, self._timeout, self._retry_policy = _validate_url(url), timeout, retry_policy
-        self._http = _import_httpx().Client(
-            base_url=self._url, headers=_headers(key), timeout=timeout, transport=transport, follow_redirects=False
+        self._url, self._timeout, self._retry_policy = validate_url(url), timeout, retry_policy
+        self._http = import_httpx().Client(
+            base_url=self._url, headers=build_headers(key), timeout=timeout, transport=transport, follow_redirects=False
         )
 
     def __repr__(self) -> str:
@@ -190,7 +196,7 @@ class Client:
     def is_ready(self) -> bool:
         """Returns whether the service is reachable and has a model; without retries."""
         try:
-            self._drive(request_json(READY_REQUEST, _NO_RETRY))
+            self._drive(request_json(READY_REQUEST, NO_RETRY))
         except (ServiceNotReady, Unreachable):
             return False
         return True
@@ -210,189 +216,11 @@ class Client:
                 response = self._send(step)
 
     def _send(self, request: HttpRequest) -> HttpResponse | NoResponse:
-        httpx = _import_httpx()
+        httpx = import_httpx()
         try:
             http_response = self._http.request(
-                request.method, request.path, content=request.body, headers=_content_type(request)
+                request.method, request.path, content=request.body, headers=build_content_type(request)
             )
         except httpx.TransportError as error:
-            return _no_response(error)
-        return HttpResponse(http_response.status_code, _lowercase_names(http_response.headers), http_response.content)
-
-
-class AsyncClient:
-    """A client for asynchronous programs; the tasks of one event loop may share it."""
-
-    def __init__(
-        self,
-        url: str,
-        key: str | None = None,
-        *,
-        timeout: float = 30.0,
-        retry_policy: RetryPolicy = _DEFAULT_RETRY_POLICY,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        """Opens no connection yet; the arguments are those of `Client`."""
-        self._url, self._timeout, self._retry_policy = _validate_url(url), timeout, retry_policy
-        self._http = _import_httpx().AsyncClient(
-            base_url=self._url, headers=_headers(key), timeout=timeout, transport=transport, follow_redirects=False
-        )
-
-    def __repr__(self) -> str:
-        return f"AsyncClient({self._url!r})"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._http.aclose()
-
-    async def forecast(
-        self,
-        frame: pd.DataFrame,
-        horizon: int | None = None,
-        levels: Sequence[float] = (),
-        *,
-        freq: str | int | None = None,
-        columns: ColumnNames | None = None,
-        zone: str | None = None,
-        season: int | None = None,
-        joint: bool = False,
-    ) -> pd.DataFrame:
-        """See `Client.forecast`."""
-        result = await self.forecast_partial(
-            frame, horizon, levels, freq=freq, columns=columns, zone=zone, season=season, joint=joint
-        )
-        return raise_for_errors(result).table
-
-    async def forecast_partial(
-        self,
-        frame: pd.DataFrame,
-        horizon: int | None = None,
-        levels: Sequence[float] = (),
-        *,
-        freq: str | int | None = None,
-        columns: ColumnNames | None = None,
-        zone: str | None = None,
-        season: int | None = None,
-        joint: bool = False,
-    ) -> FrameForecast:
-        """See `Client.forecast_partial`."""
-        query = FrameQuery(horizon, tuple(levels), freq, columns, zone, self._timeout, season, joint)
-        return await self._drive(forecast_frame(frame, query, self._retry_policy))
-
-    async def forecast_batch(
-        self,
-        series: Sequence[Series],
-        horizon: int,
-        *,
-        levels: Sequence[float] = (),
-        joint: bool = False,
-        vocabulary: Sequence[str] = (),
-    ) -> ServiceOutcomes:
-        """See `Client.forecast_batch`."""
-        return await self._drive(
-            forecast_batch(
-                series,
-                ForecastQuery(horizon, tuple(levels), self._timeout, joint=joint, vocabulary=tuple(vocabulary)),
-                self._retry_policy,
-            )
-        )
-
-    async def explain(
-        self, series: Series, horizon: int | None = None, *, steps: int = 256, faithfulness: bool = False
-    ) -> dict[str, Any]:
-        """See `Client.explain`."""
-        return await self._drive(
-            explain_series(series, ExplanationQuery(horizon, steps, faithfulness, self._timeout), self._retry_policy)
-        )
-
-    async def get_model(self) -> dict[str, Any]:
-        """See `Client.get_model`."""
-        model: dict[str, Any] = await self._drive(request_json(MODEL_REQUEST, self._retry_policy))
-        return model
-
-    async def is_ready(self) -> bool:
-        """See `Client.is_ready`."""
-        try:
-            await self._drive(request_json(READY_REQUEST, _NO_RETRY))
-        except (ServiceNotReady, Unreachable):
-            return False
-        return True
-
-    async def _drive(self, exchange: Exchange[T]) -> T:
-        response: HttpResponse | NoResponse | None = None
-        while True:
-            try:
-                step = exchange.send(response)
-            except StopIteration as done:
-                result: T = done.value
-                return result
-            response = None
-            if isinstance(step, Delay):
-                await asyncio.sleep(step.seconds)
-            else:
-                response = await self._send(step)
-
-    async def _send(self, request: HttpRequest) -> HttpResponse | NoResponse:
-        httpx = _import_httpx()
-        try:
-            http_response = await self._http.request(
-                request.method, request.path, content=request.body, headers=_content_type(request)
-            )
-        except httpx.TransportError as error:
-            return _no_response(error)
-        return HttpResponse(http_response.status_code, _lowercase_names(http_response.headers), http_response.content)
-
-
-def _import_httpx() -> Any:
-    try:
-        import httpx
-    except ImportError as error:
-        raise MissingPackage(
-            "The client needs the package 'httpx', which is not installed. Install it with: "
-            "pip install 'recurrent-forecaster[client]'."
-        ) from error
-    return httpx
-
-
-def _validate_url(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    if scheme not in ("http", "https") or not rest.strip("/") or "@" in rest.partition("/")[0]:
-        raise InputError(
-            "Expected the address of a service, http://HOST:PORT or https://..., without a user name and a password; found "
-            f"{'one with credentials' if '@' in url else repr(url)}. Correct it; pass a key by the argument `key`.",
-            where="url",
-        )
-    return url.rstrip("/")
-
-
-def _headers(key: str | None) -> dict[str, str]:
-    key = os.environ.get(KEY_ENV_VARIABLE) if key is None else key
-    if not key:
-        return {}
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError(
-            "Expected a key of printable characters without spaces; found others. Copy the key again.", where="key"
-        )
-    return {"authorization": f"Bearer {key}"}
-
-
-def _content_type(request: HttpRequest) -> dict[str, str]:
-    return {} if request.body is None else {"content-type": "application/json"}
-
-
-def _lowercase_names(headers: httpx.Headers) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
-
-
-def _no_response(error: httpx.TransportError) -> NoResponse:
-    """Translates a lost request; a timeout that is due to a slow service is not retried."""
-    timed_out = isinstance(error, (_import_httpx().ReadTimeout, _import_httpx().WriteTimeout))
-    return NoResponse(str(error) or type(error).__name__, timed_out)
+            return describe_lost_request(error)
+        return to_response(http_response)

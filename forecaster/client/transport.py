@@ -100,6 +100,9 @@ class RetryPolicy(NamedTuple):
         return float(max(requested_delay, backoff) * (1 + _RANDOM.random() / 4))
 
 
+DEFAULT_RETRY_POLICY, NO_RETRY = RetryPolicy(), RetryPolicy(retries=0)
+
+
 def request_json(request: HttpRequest, retry_policy: RetryPolicy) -> Exchange[Any]:
     """Returns the JSON of the response. Raises kinds of ServiceError, with code, message, location, status and request id."""
     attempts = 0

@@ -24,6 +24,7 @@ from forecaster.prediction.head_quantiles import (
     has_quantiles,
     with_median,
 )
+from forecaster.prediction.interval_units import IntervalUnits
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Forecast, Panel, Series
@@ -85,8 +86,8 @@ def calibrate_on_backtest(model: FittedModel, result: Backtest, name: str) -> Fi
     Small counts, most of whose changes are zero, have no difficulty that recent changes could tell, and a skewed distribution.
     Their quantiles are rounded if that lowers the quantile loss on these windows.
     """
-    predictor = Predictor(model)
-    groups = [predictor.interval_group(item) for item in result.series]
+    units = IntervalUnits(model)
+    groups = [units.interval_group(item) for item in result.series]
     histories, is_intermittent = _origin_histories(result), _is_intermittent(result.series)
     if can_recalibrate(model):
         levels = with_median(model.spec.head.levels)
@@ -102,7 +103,7 @@ def calibrate_on_backtest(model: FittedModel, result: Backtest, name: str) -> Fi
             tails_apart=is_intermittent,
         )
     else:
-        scales = np.array([predictor.compute_scale(history) for history in histories])
+        scales = np.array([units.compute_scale(history) for history in histories])
         calibration = calibrate(
             result.actual - result.forecasts[name],
             _by_window(scales, result),

@@ -25,7 +25,8 @@ from forecaster.model.rollout import RolloutState, roll_out, select_rows, warm_u
 from forecaster.model.rollout_origins import MAX_STATES_AT_ONCE, states_at_origins
 from forecaster.model.scaling import settle_scale
 from forecaster.prediction.engine_choice import find_kernel_members
-from forecaster.prediction.predictor import MAX_BATCH_ROWS, Predictor, batch_by_length
+from forecaster.prediction.length_batches import MAX_BATCH_ROWS, batch_by_length
+from forecaster.prediction.predictor import Predictor
 from forecaster.series import Series
 from forecaster.series.history_summary import constant_steps, find_constant
 from forecaster.shapes import Bool, Float, Float64, Int

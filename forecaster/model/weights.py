@@ -11,7 +11,7 @@ from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 from torch.overrides import TorchFunctionMode
 
-from forecaster.errors import BundleDamaged
+from forecaster.errors import BadSpec, BundleDamaged
 from forecaster.model.regressor import Regressor, build_network
 from forecaster.spec import Spec
 
@@ -52,6 +52,25 @@ def load_networks(
     networks = build()
     _as_module(networks).load_state_dict(weights)
     return networks
+
+
+def copy_weights(sources: Sequence[Regressor], networks: Sequence[Regressor], *, name: str) -> None:
+    """Copies the weights of some networks to others, one by one; those without a counterpart keep their own.
+
+    Raises BadSpec, with the `name` of the model that the sources belong to, if the networks differ.
+    """
+    for network, source in zip(networks, sources, strict=False):
+        weights = source.state_dict()
+        shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        initial_shapes = {name: tuple(value.shape) for name, value in weights.items()}
+        if shapes != initial_shapes:
+            mismatch = next(key for key in (*shapes, *initial_shapes) if shapes.get(key) != initial_shapes.get(key))
+            raise BadSpec(
+                f"Expected initial weights of the same shapes; {mismatch} is {shapes.get(mismatch)} in this specification and "
+                f"{initial_shapes.get(mismatch)} in {name!r}. Use its specification, or start from random weights.",
+                where=mismatch,
+            )
+        network.load_state_dict(weights)
 
 
 def _read_weights(content: bytes, expected: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:

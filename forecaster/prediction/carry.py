@@ -10,12 +10,54 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from forecaster.data.batching import take_last
-from forecaster.engines.statistical.blend import MAX_FIT_STEPS
+from forecaster.engines.statistical.blend import MAX_FIT_STEPS, list_statistical_components
+from forecaster.installation import is_installed, require_package
+from forecaster.intervals.difficulty import count_recent_steps
+from forecaster.prediction.series_rollout import STATE_PURPOSE, SeriesRollout
 from forecaster.series import Series
 from forecaster.series.history_summary import StateArrays, drop_and_summarize
 from forecaster.spec import Spec
+
+
+def truncate_history(series: Series, rollout: SeriesRollout, *, keep_extremes: bool) -> Series:
+    """Truncates a history to the part that forecasts of a model depend on, with the rollout states of its networks.
+
+    Args:
+        series: The history.
+        rollout: Of the model.
+        keep_extremes: Whether forecasts depend on the extremes of the dropped steps, because they have bounds.
+    Raises:
+        MissingPackage: A network reads whole histories, and torch, which returns its states, is not installed.
+    """
+    fitted_model, layout = rollout.fitted_model, rollout.layout
+    spec, season, calibration = fitted_model.spec, fitted_model.season, fitted_model.calibration
+    kept_steps = required_steps(
+        spec,
+        pre_context=layout.pre_context,
+        season=season,
+        is_blended=bool(list_statistical_components(fitted_model.blend_weights)),
+    )
+    if calibration is not None and calibration.difficulty is not None:
+        kept_steps = max(kept_steps, count_recent_steps(season))
+    truncate = partial(truncate_series, series, spec, season=season, keep_extremes=keep_extremes)
+    if layout.reads == "window" or len(series) < kept_steps:
+        return truncate(kept_steps=kept_steps)
+    has_states = series.history_summary is not None and bool(series.history_summary.rollout_states)
+    if not has_states and not is_installed("torch"):  # only PyTorch returns states, so every step is needed
+        return truncate(kept_steps=len(series))
+    require_package("torch", purpose=STATE_PURPOSE)
+    from forecaster.prediction.recurrent_state import scale_settled_at, states_at_end
+
+    if not has_states:
+        inputs = rollout.inputs.build_window([series], layout.window_length(len(series)))
+        if scale_settled_at(rollout.networks[0], inputs) > len(series) - 2 * layout.segment:
+            # The scale may still change, so every step is needed.
+            return truncate(kept_steps=len(series))
+    states = states_at_end(series, rollout.networks, rollout.inputs.build_window, device=rollout.device)
+    return truncate(kept_steps=kept_steps, rollout_states=states)
 
 
 def required_steps(spec: Spec, *, pre_context: int, season: int, is_blended: bool) -> int:

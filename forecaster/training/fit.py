@@ -18,7 +18,6 @@ from forecaster.data.calendar import default_season
 from forecaster.data.encoding import Encoding, fit_encoding
 from forecaster.data.symbols import recode_panel
 from forecaster.data.windows import derive_epoch_seed
-from forecaster.errors import BadSpec, InputError
 from forecaster.evaluation.validation import (
     ValidationErrors,
     arrange_origin_errors,
@@ -26,6 +25,7 @@ from forecaster.evaluation.validation import (
     score_origins,
 )
 from forecaster.model.regressor import Regressor, build_network
+from forecaster.model.weights import copy_weights
 from forecaster.prediction.bounds import NON_NEGATIVE_FACT, decide_non_negative
 from forecaster.prediction.predictor import FittedModel
 from forecaster.prediction.scaled_range import SCALED_RANGE_FACT, learn_scaled_range
@@ -36,20 +36,12 @@ from forecaster.spec import Spec
 from forecaster.training.allocator import keep_freed_memory
 from forecaster.training.checkpoint import AtomicCheckpointIO, BestWeightsCallback, add_derived_scores
 from forecaster.training.datamodule import STEPS_PER_CHUNK, WindowDataModule
-from forecaster.training.lightning import (
-    Logger,
-    MisconfigurationException,
-    count_devices,
-    keep_interrupts,
-    parse_devices,
-    pl,
-    quiet_lightning,
-)
+from forecaster.training.devices import check_device_count, count_devices, parse_devices
+from forecaster.training.lightning import Logger, keep_interrupts, pl, quiet_lightning
 from forecaster.training.module import TrainingModule
 from forecaster.training.processes import (
     SharedBatchStrategy,
     TrainingProcess,
-    refuse_other_launchers,
     start_processes,
     validate_shares,
 )
@@ -156,10 +148,10 @@ def fit(
         for seed in _member_seeds(spec)
     ]
     if initial is not None and spec.training.steps:
-        _load_initial_weights(initial.networks, networks, name=initial.spec.name)
+        copy_weights(initial.networks, networks, name=initial.spec.name)
     elif spec.training.initial == "base":  # without steps the model is the pretrained network, whatever the champion is
         initial = specialize_base(panel.freq, horizon=spec.horizon, season=season).to_fitted_model()
-        _load_initial_weights(initial.networks * len(networks), networks, name=initial.spec.name)
+        copy_weights(initial.networks * len(networks), networks, name=initial.spec.name)
     module = TrainingModule(networks, spec)
     data = WindowDataModule(
         panel,
@@ -202,7 +194,7 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        _check_device_count(trainer, devices, expected=1 if process is None else process.count)
+        check_device_count(trainer, devices, expected=1 if process is None else process.count)
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     module.load_state_dict(best_callback.best_weights)
     network, *other_networks = (member.cpu().eval() for member in module.cpu().networks)
@@ -289,48 +281,6 @@ def _use_initial_weights(
     )
 
 
-def validate_device(*, accelerator: str, devices: str, allow_several: bool = False) -> None:
-    """Raises InputError unless this machine has the accelerator and `devices` selects one device of it, or several where allowed.
-
-    It also raises in a process that `torchrun` started beside others.
-    """
-    refuse_other_launchers()
-    try:
-        with quiet_lightning():
-            trainer = pl.Trainer(
-                accelerator=accelerator,
-                devices=parse_devices(devices),
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"Expected an accelerator of this machine and one of its devices; found accelerator {accelerator!r} with devices "
-            f"{devices!r} ({' '.join(str(error).split()).rstrip('.')}). Use the accelerator 'auto', which takes a GPU if there "
-            "is one that this PyTorch supports.",
-            where="accelerator",
-        ) from error
-    if trainer.num_devices != 1 and not allow_several:
-        raise InputError(
-            f"Expected one device, because a training uses one; found {trainer.num_devices} for devices {devices!r}. Name a "
-            "device by its index and a comma (0,), and start several trainings to use several devices.",
-            where="devices",
-        )
-    _check_device_count(trainer, devices, expected=count_devices(devices))
-
-
-def _check_device_count(trainer: pl.Trainer, devices: str, *, expected: int) -> None:
-    """Raises InputError where Lightning would use more devices than there are processes, and start the program again for each."""
-    if trainer.num_devices != expected:
-        raise InputError(
-            f"Expected the number of devices, or their indices; found {devices!r}, by which Lightning selects "
-            f"{trainer.num_devices}. Write 2 or 0,1 for two devices.",
-            where="devices",
-        )
-
-
 def _member_seeds(spec: Spec) -> list[int]:
     """Returns the weight seed of each member; the first is that of a single network."""
     seed = spec.training.seed
@@ -368,22 +318,6 @@ def refit(
     return replace(
         refitted.model, spec=spec, calibration=first_model.calibration, blend_weights=first_model.blend_weights
     )
-
-
-def _load_initial_weights(sources: Sequence[Regressor], networks: Sequence[Regressor], *, name: str) -> None:
-    """Copies the weights of the initial members; further members keep their random weights."""
-    for network, source in zip(networks, sources, strict=False):
-        weights = source.state_dict()
-        shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-        initial_shapes = {name: tuple(value.shape) for name, value in weights.items()}
-        if shapes != initial_shapes:
-            mismatch = next(key for key in (*shapes, *initial_shapes) if shapes.get(key) != initial_shapes.get(key))
-            raise BadSpec(
-                f"Expected initial weights of the same shapes; {mismatch} is {shapes.get(mismatch)} in this specification and "
-                f"{initial_shapes.get(mismatch)} in {name!r}. Use its specification, or start from random weights.",
-                where=mismatch,
-            )
-        network.load_state_dict(weights)
 
 
 def fit_digest(panel: Panel, spec: Spec, initial: FittedModel | None = None) -> str:

@@ -235,16 +235,6 @@ def keep_interrupts() -> Iterator[None]:
         raise
 
 
-def parse_devices(devices: str) -> int | str:
-    """Returns the devices as Lightning's Trainer expects them: a number of devices, or indices such as `2,`."""
-    return int(devices) if devices.isdecimal() else devices
-
-
-def count_devices(devices: str) -> int:
-    """Returns how many devices these are: a number, or indices separated by commas."""
-    return int(devices) if devices.isdecimal() else len([index for index in devices.split(",") if index.strip()])
-
-
 _import_lightning()
 
 import pytorch_lightning as pl  # noqa: E402
@@ -263,9 +253,7 @@ __all__ = [
     "Logger",
     "MisconfigurationException",
     "TorchCheckpointIO",
-    "count_devices",
     "keep_interrupts",
-    "parse_devices",
     "pl",
     "quiet_lightning",
 ]

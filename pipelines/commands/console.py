@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from forecaster.evaluation.significance import SignificanceResult
     from forecaster.series import Panel
-    from pipelines.promotion.gate import Verdict
+    from pipelines.promotion.verdict import Verdict
     from pipelines.tuning.search import TuningResult
 
 _OPTIONS_OF_ARGUMENTS = {

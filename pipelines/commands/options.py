@@ -140,7 +140,7 @@ class DeviceOptions:
 
     def validate(self, *, allow_several: bool = False) -> None:
         """Raises InputError if this machine has no such device, before any data are read."""
-        from forecaster.training.fit import validate_device
+        from forecaster.training.devices import validate_device
         from forecaster.training.processes import refuse_other_launchers
 
         refuse_other_launchers()

@@ -25,7 +25,7 @@ from forecaster.prediction.engine_choice import build_onnx_engine
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.registry.registry import CHALLENGER, CHAMPION
 from forecaster.series import Forecast, Panel, Series
-from pipelines.promotion.gate import Evidence
+from pipelines.promotion.verdict import Evidence
 
 Clock = Callable[[], datetime]
 """Returns the present, with a time zone."""

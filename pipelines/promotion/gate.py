@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from forecaster.data.symbols import SYMBOL_BASELINES
 from forecaster.evaluation.backtest import Backtest
-from forecaster.evaluation.baselines import BASELINES, NAIVE_BASELINES, SEASONAL_NAIVE, ZERO_SHOT, format_baseline
+from forecaster.evaluation.baselines import NAIVE_BASELINES, SEASONAL_NAIVE, ZERO_SHOT, format_baseline
 from forecaster.evaluation.bootstrap import PairedGain
-from forecaster.evaluation.scores import group_series, interval_bounds, interval_levels, mean_decile_loss
-from forecaster.metrics import DECILES, nanmean
+from forecaster.evaluation.scores import interval_bounds, interval_levels
+from forecaster.metrics import DECILES
 from forecaster.registry.registry import CHALLENGER, CHAMPION
 from forecaster.shapes import Bool, Float64
+from pipelines.promotion.backtest_errors import (
+    compute_error_floor,
+    compute_errors,
+    compute_group_gains,
+    compute_interval_losses,
+    compute_mean_error,
+)
 from pipelines.promotion.policy import Policy
+from pipelines.promotion.verdict import Check, Evidence, GroupGain, Verdict
 from pipelines.promotion.zero_shot import (
     ZeroShotComparison,
     compare_errors,
@@ -26,82 +32,8 @@ from pipelines.promotion.zero_shot import (
 )
 
 NOMINAL_COVERAGE = 0.8  # nominal coverage of the intervals that are checked
-_EXACT_SHARE = 1e-6  # about the rounding error of networks in float32
 GATE_LEVELS = DECILES
 """The quantile levels that the checks of intervals need; they include the bounds of the checked intervals."""
-
-
-class Evidence(NamedTuple):
-    """Measurements of a challenger besides its backtest; None means not measured.
-
-    Attributes:
-        megabytes: Size of the bundle, 10^6 bytes.
-        latency_ms: Median latency of single forecasts, computed as a server computes them.
-        graph_difference: Largest difference between the ONNX graph and the reference engine, as a share of the series' range.
-        replay_difference: Largest difference between the backtest and forecasts of the served model from histories cut at
-            the same cutoffs, as a share of the series' range.
-        exposure_gap: Ratio of free-running to one-step errors.
-        steps_behind: Steps by which the challenger's data end before those of the champion.
-        days_ahead: Days by which the last step of the challenger's data begins after the present.
-        champion_days_ahead: The same of the champion's data.
-        champion_differences: Why the champion cannot be measured on the challenger's data; empty if it can.
-    """
-
-    megabytes: float | None = None
-    latency_ms: float | None = None
-    graph_difference: float | None = None
-    replay_difference: float | None = None
-    exposure_gap: float | None = None
-    steps_behind: int | None = None
-    days_ahead: float | None = None
-    champion_days_ahead: float | None = None
-    champion_differences: tuple[str, ...] = ()
-
-
-class Check(NamedTuple):
-    """The result of one check: its value, its bound and a sentence; `passed` is None if the check does not apply."""
-
-    name: str
-    passed: bool | None
-    value: float | None
-    bound: float | None
-    reason: str
-
-
-class GroupGain(NamedTuple):
-    """The relative gain over the champion of a group of series; negative if the challenger is worse."""
-
-    name: str
-    series: int
-    gain: float
-
-
-class Verdict(NamedTuple):
-    """The decision: every check, and the gains that the figures of a report are drawn from."""
-
-    checks: tuple[Check, ...]
-    gain: PairedGain | None = None
-    groups: tuple[GroupGain, ...] = ()
-
-    @property
-    def should_promote(self) -> bool:
-        """Whether the challenger should be promoted: no check failed."""
-        return all(check.passed is not False for check in self.checks)
-
-    @property
-    def failed_checks(self) -> tuple[str, ...]:
-        """The names of the checks that failed."""
-        return tuple(check.name for check in self.checks if check.passed is False)
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """The reasons of the failed checks; if none failed, those of the comparisons with the baselines and the champion."""
-        checks = [check for check in self.checks if check.passed is False]
-        checks = checks or [check for check in self.checks if check.name in (*BASELINES, CHAMPION)]
-        return tuple(check.reason for check in checks)
-
-    def __str__(self) -> str:
-        return f"{'promote' if self.should_promote else 'keep the current model'}: {'; '.join(self.reasons)}"
 
 
 def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | None = None) -> Verdict:
@@ -112,16 +44,16 @@ def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | N
     column `policy.group_by` is unknown.
     """
     policy, evidence = policy or Policy(), evidence or Evidence()
-    errors = {name: _compute_errors(result, name) for name in result.forecasts}
-    floor = _compute_error_floor(result)
+    errors = {name: compute_errors(result, name) for name in result.forecasts}
+    floor = compute_error_floor(result)
     has_champion = CHAMPION in result.forecasts
     is_comparable = has_champion and bool(np.isfinite(errors[CHALLENGER] - errors[CHAMPION]).any())
     floored = {name: np.maximum(model_errors, floor) for name, model_errors in errors.items()}
     gain = compare_errors(floored[CHALLENGER], floored[CHAMPION], result, policy) if is_comparable else None
     group_gains: tuple[GroupGain, ...] = ()
     if is_comparable:
-        group_gains = tuple(_compute_group_gains(result, errors, floor, policy))
-    mean_errors = {name: _compute_mean_error(model_errors) for name, model_errors in errors.items()}
+        group_gains = tuple(compute_group_gains(result, errors, floor, policy))
+    mean_errors = {name: compute_mean_error(model_errors) for name, model_errors in errors.items()}
     checks = (
         _check_finite(result.forecasts[CHALLENGER]),
         _check_enough_data(errors[CHALLENGER], errors[SEASONAL_NAIVE] > floor, gain, policy),
@@ -224,35 +156,6 @@ def _check_freshness(evidence: Evidence, policy: Policy) -> Check:
     return _check_upper_bound("fresh", evidence.steps_behind, 0, description)
 
 
-def _compute_errors(result: Backtest, name: str) -> Float64[np.ndarray, "series window"]:
-    """Returns the mean error of each series in each window that all models forecast."""
-    scaled = result.scaled_errors(name)
-    if not np.isfinite(scaled).any():
-        keep = result.comparable_mask()[:, :, None]
-        scaled = np.where(keep, np.abs(result.actual - result.forecasts[name]), np.nan)
-    return nanmean(scaled, axis=2)
-
-
-def _compute_interval_losses(result: Backtest, name: str) -> Float64[np.ndarray, "series window"]:
-    """Returns the quantile loss of each series in each window, the mean over deciles, over the series' scale as for errors."""
-    scale = result.scale if np.isfinite(result.scale).any() else np.ones(len(result.scale))
-    return nanmean(mean_decile_loss(result, name) / scale[:, None, None], axis=2)
-
-
-def _compute_error_floor(result: Backtest) -> float:
-    """Returns the error below which a forecast counts as exact: a tiny share of a series' scale or, without any, of its values.
-
-    Without it, rounding errors would decide, and the gain over a forecast without any error would be infinite.
-    """
-    if np.isfinite(result.scale).any():
-        return _EXACT_SHARE
-    return _EXACT_SHARE * float(np.nanmax(np.abs(result.actual), initial=0.0))
-
-
-def _compute_mean_error(errors: Float64[np.ndarray, "series window"]) -> float:
-    return float(nanmean(nanmean(errors, axis=1)))
-
-
 def _check_finite(forecasts: Float64[np.ndarray, "series window horizon"]) -> Check:
     count = int((~np.isfinite(forecasts)).sum())
     reason = f"{count} of {forecasts.size} values of the challenger's forecasts are missing or not finite"
@@ -332,42 +235,6 @@ def _check_champion(mean_errors: dict[str, float], gain: PairedGain | None, poli
     return Check(CHAMPION, better, gain.gain, policy.margin, reason)
 
 
-def _compute_group_gains(
-    result: Backtest, errors: Mapping[str, Float64[np.ndarray, "series window"]], floor: float, policy: Policy
-) -> Iterator[GroupGain]:
-    """Yields the gain of every group with at least `policy.group_least` series.
-
-    Groups are the values of the column `policy.group_by`; without one, those of every static column that all series have;
-    without static columns, quarters of the series by scale.
-    """
-    challenger_errors, champion_errors = errors[CHALLENGER], errors[CHAMPION]
-    shared = set.intersection(*(set(series.static) for series in result.series)) if result.series else set()
-    columns = [policy.group_by] if policy.group_by else sorted(shared)
-    groups = [
-        (f"{column} {name}", codes == code) for column in columns for name, code, codes in _iter_groups(result, column)
-    ]
-    if not columns and len(challenger_errors) >= 4:
-        rank = np.argsort(np.argsort(np.nan_to_num(result.scale), kind="stable"), kind="stable")
-        groups = [
-            (f"quarter {number} of 4 by scale", rank * 4 // len(challenger_errors) == number - 1)
-            for number in (1, 2, 3, 4)
-        ]
-    for name, chosen in groups:
-        group_errors, reference_errors = challenger_errors[chosen], champion_errors[chosen]
-        size = int(np.isfinite(group_errors).any(axis=1).sum())
-        if size >= policy.group_least:
-            error, reference = (
-                max(_compute_mean_error(values), floor, sys.float_info.min)
-                for values in (group_errors, reference_errors)
-            )
-            yield GroupGain(name, size, 1 - error / reference)
-
-
-def _iter_groups(result: Backtest, column: str) -> Iterator[tuple[str, int, np.ndarray]]:
-    names, codes = group_series(result.series, column)
-    yield from ((name, code, codes) for code, name in enumerate(names))
-
-
 def _check_worst_group(group_gains: Sequence[GroupGain], policy: Policy) -> Check:
     if not group_gains:
         return Check("groups", None, None, policy.group_room, "there are no groups to compare")
@@ -429,7 +296,7 @@ def _check_intervals(result: Backtest, floor: float, policy: Policy) -> Check:
     without = [name for name in (CHALLENGER, CHAMPION) if name not in result.quantiles]
     if without or not set(GATE_LEVELS) <= set(result.levels):
         return not_applicable(f"no quantiles of the {' and the '.join(without or (CHALLENGER, CHAMPION))} to compare")
-    loss, champion_loss = (np.maximum(_compute_interval_losses(result, name), floor) for name in (CHALLENGER, CHAMPION))
+    loss, champion_loss = (np.maximum(compute_interval_losses(result, name), floor) for name in (CHALLENGER, CHAMPION))
     gain = compare_errors(loss, champion_loss, result, policy)
     if math.isnan(gain.low):
         return not_applicable("too few series and windows have quantiles of both to compare")

@@ -33,9 +33,10 @@ from pipelines.promotion.evidence import (
     find_frequency_difference,
     utc_now,
 )
-from pipelines.promotion.gate import Evidence, Verdict, judge_reported_scores
+from pipelines.promotion.gate import judge_reported_scores
 from pipelines.promotion.policy import Policy
 from pipelines.promotion.report import parse_verdict_json, render_verdict_html, render_verdict_json
+from pipelines.promotion.verdict import Evidence, Verdict
 from pipelines.settings import Root
 from pipelines.tracking.logger import log_tracking_errors
 from pipelines.tracking.run import append_to_run, has_run, read_run_text, record_imported_bundle

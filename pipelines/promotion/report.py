@@ -24,8 +24,8 @@ from forecaster.evaluation.plots import (
 )
 from forecaster.registry.registry import CHALLENGER
 from pipelines.html_page import render_figure, render_page
-from pipelines.promotion.gate import Check, Verdict
 from pipelines.promotion.policy import Policy
+from pipelines.promotion.verdict import Check, Verdict
 
 _OUTCOME_LABELS = {True: "passed", False: "failed", None: "not applicable"}
 _MAX_GROUPS = 30  # in the figure, the worst first

@@ -24,9 +24,10 @@ from forecaster.storage.locks import open_locked
 from forecaster.training.sequence import run_test_backtest, select_training_panel
 from pipelines.promotion.audit_log import AuditLog
 from pipelines.promotion.evidence import Clock, measure_bundle, utc_now
-from pipelines.promotion.gate import GATE_LEVELS, Verdict, judge
+from pipelines.promotion.gate import GATE_LEVELS, judge
 from pipelines.promotion.policy import Policy
 from pipelines.promotion.promote import fetch_bundle, find_champion, load_verdict, record_verdict, register_bundle
+from pipelines.promotion.verdict import Verdict
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG, compute_retrain_key

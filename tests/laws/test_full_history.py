@@ -268,7 +268,7 @@ def test_series_of_very_different_lengths_are_returned_in_order(monkeypatch: pyt
         make_series(make_wave(steps, seed=steps), name=str(steps)) for steps in (90, 4, 33, 5, 60, 8)
     ]
     expected_batch = [predictor.forecast(item, 3) for item in series]
-    monkeypatch.setattr("forecaster.prediction.predictor.MAX_BATCH_VALUES", 70)
+    monkeypatch.setattr("forecaster.prediction.length_batches.MAX_BATCH_VALUES", 70)
     for actual, expected in zip(predictor.forecast_batch(series, 3), expected_batch, strict=True):
         assert isinstance(actual, Forecast)
         assert actual.id == expected.id

@@ -189,8 +189,8 @@ def test_more_rows_than_the_limit_are_processed_in_chunks(monkeypatch: pytest.Mo
         predictor = Predictor(make_fitted_model(make_spec(cell="lstm", reads=reads, segment=2)))
         expected = forecast_all_origins(predictor, series, horizon=3, windows=12, stride=1)
         with monkeypatch.context() as patch:
-            patch.setattr("forecaster.prediction.predictor.MAX_BATCH_ROWS", 2)
-            patch.setattr("forecaster.prediction.predictor.MAX_BATCH_VALUES", 60)
+            patch.setattr("forecaster.prediction.length_batches.MAX_BATCH_ROWS", 2)
+            patch.setattr("forecaster.prediction.length_batches.MAX_BATCH_VALUES", 60)
             patch.setattr("forecaster.evaluation.rolling_origins.MAX_BATCH_ROWS", 3)
             patch.setattr("forecaster.model.rollout.MAX_SEGMENTS_AT_ONCE", 5)
             actual = forecast_all_origins(predictor, series, horizon=3, windows=12, stride=1)

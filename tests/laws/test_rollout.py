@@ -101,7 +101,7 @@ def test_a_request_larger_than_one_batch_is_returned_in_order(monkeypatch: pytes
     predictor = Predictor(make_fitted_model(make_spec()))
     series = [make_series(make_wave(20, seed=index), name=str(index)) for index in range(7)]
     expected_batch = predictor.forecast_batch(series, 3)
-    monkeypatch.setattr("forecaster.prediction.predictor.MAX_BATCH_ROWS", 3)
+    monkeypatch.setattr("forecaster.prediction.length_batches.MAX_BATCH_ROWS", 3)
     for actual, expected in zip(predictor.forecast_batch(series, 3), expected_batch, strict=True):
         assert isinstance(actual, Forecast)
         assert isinstance(expected, Forecast)

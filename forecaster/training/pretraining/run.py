@@ -23,7 +23,8 @@ from forecaster.spec import Spec
 from forecaster.synthetic.training_batches import draw_batch, draw_shape
 from forecaster.training.allocator import keep_freed_memory
 from forecaster.training.checkpoint import CHECKPOINT_STATE_KEY, AtomicCheckpointIO
-from forecaster.training.lightning import Checkpoint, Logger, keep_interrupts, parse_devices, pl, quiet_lightning
+from forecaster.training.devices import parse_devices
+from forecaster.training.lightning import Checkpoint, Logger, keep_interrupts, pl, quiet_lightning
 from forecaster.training.pretraining.module import PretrainingModule, PretrainingOptions, SyntheticBatches
 from forecaster.training.progress_callback import PretrainingProgressCallback
 

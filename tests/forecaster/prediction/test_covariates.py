@@ -16,6 +16,7 @@ from forecaster.errors import CovariateUnknown, ForecasterError, NotANumber
 from forecaster.evaluation.backtest import backtest
 from forecaster.model.regressor import build_network
 from forecaster.prediction.predictor import FittedModel, Predictor
+from forecaster.prediction.rollout_input import RolloutInputBuilder
 from forecaster.series import Forecast, Panel, Series
 from forecaster.spec import Spec
 from forecaster.training.fit import fit
@@ -173,7 +174,7 @@ def test_an_unknown_category_is_encoded_as_no_category(decoder: str) -> None:
 
 def test_an_unknown_static_category_contributes_nothing() -> None:
     fitted_model = make_model("rollout")
-    inputs = Predictor(fitted_model)._inputs.build(
+    inputs = RolloutInputBuilder(fitted_model).build(
         [make_series_with_covariates(region="west"), make_series_with_covariates(region="north")], 5
     )
     assert inputs.static is not None

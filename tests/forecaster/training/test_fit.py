@@ -18,7 +18,8 @@ from forecaster.evaluation.validation import build_validation_batches, compute_e
 from forecaster.model.regressor import build_network
 from forecaster.series import Panel
 from forecaster.training.datamodule import WindowDataModule
-from forecaster.training.fit import FitResult, fit, validate_device
+from forecaster.training.devices import validate_device
+from forecaster.training.fit import FitResult, fit
 from forecaster.training.lightning import pl
 from forecaster.training.loss import prepare_batches
 from forecaster.training.optimizer import FusedAdam, clip_gradient_norm

@@ -12,7 +12,8 @@ import pytorch_lightning as pl
 
 from forecaster.errors import BadSpec, InputError, TrainingError
 from forecaster.spec import Spec
-from forecaster.training.fit import FitResult, fit, validate_device
+from forecaster.training.devices import validate_device
+from forecaster.training.fit import FitResult, fit
 from forecaster.training.processes import refuse_other_launchers
 from tests.factories import make_panel, make_spec, make_wave
 
@@ -79,9 +80,8 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_a_process_starts() -> N
 
 def test_devices_that_lightning_would_start_the_program_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     validate_device(accelerator="cpu", devices="2", allow_several=True)
-    monkeypatch.setattr(
-        "forecaster.training.fit.count_devices", lambda devices: 1
-    )  # as for "-1" on a machine with two GPUs
+    for module in ("fit", "devices"):  # as for "-1" on a machine with two GPUs
+        monkeypatch.setattr(f"forecaster.training.{module}.count_devices", lambda devices: 1)
     with pytest.raises(InputError, match="found '2', by which Lightning selects 2"):
         validate_device(accelerator="cpu", devices="2", allow_several=True)
     with pytest.raises(InputError, match="found '2', by which Lightning selects 2"):

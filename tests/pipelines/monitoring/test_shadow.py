@@ -14,8 +14,8 @@ from forecaster.ledger.store import Ledger
 from forecaster.registry.registry import CHALLENGER, CHAMPION, BundleVersion, Registry
 from pipelines.cli import main
 from pipelines.monitoring.shadow import judge_shadow, promote_shadow
-from pipelines.promotion.gate import Check, Verdict
 from pipelines.promotion.promote import StoredVerdict, promote_version, register_bundle, verify_audit_log
+from pipelines.promotion.verdict import Check, Verdict
 from pipelines.settings import Root
 from pipelines.sources import DataSource
 from pipelines.training.train import train

@@ -18,8 +18,9 @@ from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.series import Forecast, Series
 from forecaster.training.model_card import compute_reliable_horizon, replace_nonfinite
 from pipelines.promotion.evidence import find_frequency_difference
-from pipelines.promotion.gate import GATE_LEVELS, Check, Evidence, Verdict, judge, judge_reported_scores
+from pipelines.promotion.gate import GATE_LEVELS, judge, judge_reported_scores
 from pipelines.promotion.policy import Policy
+from pipelines.promotion.verdict import Check, Evidence, Verdict
 from tests.factories import make_fitted_model, make_spec
 
 SHAPE = (3, 2, 4)  # series, windows, steps ahead

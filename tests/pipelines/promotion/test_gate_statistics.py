@@ -18,9 +18,10 @@ from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.evaluation.bootstrap import compute_paired_gain
 from forecaster.registry.registry import CHALLENGER, CHAMPION
 from forecaster.series import Series
-from pipelines.promotion.gate import GATE_LEVELS, Evidence, Verdict, judge
+from pipelines.promotion.gate import GATE_LEVELS, judge
 from pipelines.promotion.policy import Policy, read_policy
 from pipelines.promotion.report import render_verdict_html, render_verdict_json
+from pipelines.promotion.verdict import Evidence, Verdict
 
 pytestmark = pytest.mark.integration
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.promotion.gate import Check, Evidence, Verdict, judge, judge_reported_scores
+from pipelines.promotion.gate import judge, judge_reported_scores
 from pipelines.promotion.policy import Policy
+from pipelines.promotion.verdict import Check, Evidence, Verdict
 from tests.pipelines.promotion.test_gate import SHAPE, make_backtest
 
 FEW_UNITS = Policy(least=3)  # the backtests have three series in two windows

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 
 from forecaster.bundle.pretrained.base import base_predictor
 from forecaster.data.encoding import EMPTY_ENCODING
+from forecaster.engines.engine import Engine, RolloutInput
 from forecaster.errors import BadState, StateOfOtherModel, StateTooLarge
+from forecaster.prediction.engine_choice import choose_engine
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Series
 from serving.formats.schema import ContinuedSeries
@@ -405,7 +407,8 @@ def test_the_number_of_steps_read_from_a_state_does_not_depend_on_the_history_le
 ) -> None:
     for fields in ({}, {"reads": "history"}):
         fitted_model = make_model(**fields)
-        predictor, step_counts, sizes = Predictor(fitted_model), [], []
+        predictor = Predictor(fitted_model, engine=StepCountingEngine(choose_engine(fitted_model)))
+        step_counts, sizes = [], []
         client = serve_model(predictor)
         for steps in (100, 400, 1600):
             full_series = Series("a", START, "h", make_wave(steps))
@@ -418,27 +421,29 @@ def test_the_number_of_steps_read_from_a_state_does_not_depend_on_the_history_le
         assert max(sizes) < 1.1 * min(sizes)
 
 
+class StepCountingEngine:
+    """Counts the steps that an engine reads, with one entry for each call."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self.can_sample = engine, engine.can_sample
+        self.steps_read: list[int] = []
+
+    def roll_out(self, inputs: RolloutInput, *, horizon: int, noise: Any = None) -> Any:
+        self.steps_read.append(inputs.values.shape[1])
+        return self._engine.roll_out(inputs, horizon=horizon, noise=noise)
+
+
 @contextmanager
 def _count_steps_read(predictor: Predictor) -> Iterator[list[int]]:
     """Yields the numbers of steps that the engine and the recurrence of PyTorch read, one entry for each call."""
-    steps_read: list[int] = []
-    engine = predictor.engine
+    assert isinstance(predictor.engine, StepCountingEngine)
+    steps_read = predictor.engine.steps_read = []
     hook = predictor.network.recurrent.register_forward_pre_hook(
         lambda _, arguments: steps_read.append(arguments[0].shape[1])
     )
-
-    class StepCountingEngine:
-        can_sample = engine.can_sample
-
-        def roll_out(self, inputs: Any, *, horizon: int, noise: Any = None) -> Any:
-            steps_read.append(inputs.values.shape[1])
-            return engine.roll_out(inputs, horizon=horizon, noise=noise)
-
-    predictor.engine = StepCountingEngine()
     try:
         yield steps_read
     finally:
-        predictor.engine = engine
         hook.remove()
 
 

@@ -60,7 +60,7 @@ struct dense {
     float *outputs;
 };
 
-// Constants of forecaster/model/running_sizes.py and spec.py, and the order of the statistics.
+// Constants of forecaster/model/running_sizes.py and spec/layout.py, and the order of the statistics.
 #define LAGS 24
 #define CYCLES 5
 #define LONG_CYCLES 3

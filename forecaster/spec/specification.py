@@ -1,244 +1,32 @@
-"""The specification of a model (`Spec`), saved with it, and the layout of its networks (`Layout`)."""
+"""The complete specification of a model, and which combinations of its fields are valid."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from forecaster.errors import BadSpec, describe_field_error
-
-CellKind = Literal["gru", "lstm", "elman", "relu"]
-Scaling = Literal["none", "mean_abs", "standard", "last", "level_season", "running"]
-Transform = Literal["none", "log"]
-HeadKind = Literal["point", "quantile", "gaussian", "student_t", "neg_binomial", "categorical", "symbols"]
-PointLoss = Literal["mse", "mae", "huber"]
-BaselineKind = Literal["zero", "last", "seasonal_naive", "linear", "mixture"]
-FeatureKind = Literal["values", "seasonal"]
-DecoderKind = Literal["rollout", "direct", "block"]
-LearningRateSchedule = Literal["constant", "cosine"]
-LossWeighting = Literal["none", "seasonal_error"]
-InputMode = Literal["window", "history"]
-InitialWeights = Literal["random", "base"]
-NonNegativity = Literal["auto", True, False]
-StatisticalModel = Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"]
-SpecName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-MAX_SYMBOL_LENGTH = 200  # characters
-Symbol = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SYMBOL_LENGTH)]
-UNKNOWN_SYMBOL = "<unk>"
-"""What stands for every symbol outside of a vocabulary. It has the code 0, and is read but never predicted."""
-MAX_VOCABULARY = 4096  # symbols of a vocabulary, because every step is expanded to as many numbers
-MAX_STEPS = 100_000  # of a context or a horizon
-StepCount = Annotated[int, Field(ge=1, le=MAX_STEPS)]
-RUNNING_LAGS = 24  # latest values that the features of the running scale contain
-RUNNING_CYCLES = 5  # seasons that a running seasonal index averages
-LONG_CYCLES = 3  # long seasons that are averaged
-DIVERGENCE_FACTOR = 1e4  # a forecast beyond this multiple of the history's largest scaled value has diverged
+from forecaster.spec.fields import (
+    BaselineKind,
+    DecoderKind,
+    FeatureKind,
+    FrozenModel,
+    InputMode,
+    NonNegativity,
+    Scaling,
+    SpecName,
+    StatisticalModel,
+    StepCount,
+    Transform,
+)
+from forecaster.spec.head import HeadSpec
+from forecaster.spec.network import NetworkSpec
+from forecaster.spec.training import TrainingSpec
 
 
-class _FrozenModel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class NetworkSpec(_FrozenModel):
-    """The recurrent network. A layer of dilation d connects each step of the recurrence (a segment) to the step d before it."""
-
-    cell: CellKind = Field(default="gru", description="cell of the recurrence")
-    layers: int = Field(
-        default=1, ge=1, le=16, description="layers of cells, each of which reads the outputs of the one below"
-    )
-    hidden: int = Field(default=64, ge=1, le=4096, description="units of the state of each layer")
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="dropout between layers, during training")
-    residual: bool = Field(
-        default=False, description="whether every layer above the first adds its input to its output"
-    )
-    dilations: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
-        default=(), description="dilation of each layer; (): all 1"
-    )
-    embed: bool = Field(
-        default=False,
-        description="whether a linear layer with SiLU maps the inputs to `hidden` features, which the first layer adds to its "
-        "output if layers are residual, and which the decoder reads too",
-    )
-
-    @property
-    def layer_dilations(self) -> tuple[int, ...]:
-        """The dilation of every layer."""
-        return self.dilations or (1,) * self.layers
-
-    @model_validator(mode="after")
-    def _check_dilation_count(self) -> Self:
-        if self.dilations and len(self.dilations) != self.layers:
-            raise ValueError(f"dilations: expected one for each of {self.layers} layers, found {len(self.dilations)}")
-        return self
-
-
-class HeadSpec(_FrozenModel):
-    """How the network's outputs are interpreted. Fields that belong to another kind of head must keep their defaults."""
-
-    kind: HeadKind = Field(
-        default="point",
-        description="what the network predicts: a value (point), quantiles, or the parameters of a distribution",
-    )
-    loss: PointLoss = Field(default="mse", description="loss of a point head")
-    delta: float = Field(
-        default=1.0, gt=0.0, description="Huber loss: the error at which it changes from quadratic to linear"
-    )
-    levels: tuple[float, ...] = Field(
-        default=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-        max_length=199,
-        description="levels of a quantile head; the median is always included",
-    )
-    bins: int = Field(default=256, ge=2, le=65_536, description="bins of a categorical head")
-    bound: float = Field(
-        default=10.0, gt=0.0, description="categorical head: the bins cover scaled values from -bound to bound"
-    )
-    vocabulary: tuple[Symbol, ...] = Field(
-        default=(),
-        max_length=MAX_VOCABULARY,
-        description="symbols that a symbols head predicts, with the codes 1, 2 and so on; (): those of the training data, sorted",
-    )
-
-    @property
-    def is_shiftable(self) -> bool:
-        """Whether the head supports a base other than zero."""
-        return self.kind not in ("neg_binomial", "categorical", "symbols")
-
-    @property
-    def is_symbolic(self) -> bool:
-        """Whether the values of a series are codes of symbols."""
-        return self.kind == "symbols"
-
-    @property
-    def is_count(self) -> bool:
-        """Whether the head requires unscaled counts."""
-        return self.kind == "neg_binomial"
-
-    @property
-    def uniforms_per_draw(self) -> int:
-        """The number of uniforms that one draw from the head consumes; 0 if the head cannot be sampled."""
-        return {"point": 0, "student_t": 2}.get(self.kind, 1)
-
-    @field_validator("levels")
-    @classmethod
-    def _check_levels(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
-        outside = [level for level in levels if not 0 < level < 1]
-        if outside:
-            raise ValueError(f"levels must lie between 0 and 1, exclusive; found {outside[0]}. Write 0.9, not 90")
-        for level, following in pairwise(levels):
-            if following <= level:
-                raise ValueError(
-                    f"levels must rise strictly; found {following} after {level}. Sort them and remove duplicates"
-                )
-        if not set(levels) - {0.5}:
-            raise ValueError(
-                "a quantile head needs a level besides the median. For the median alone, choose kind point and loss mae"
-            )
-        return levels
-
-    @field_validator("vocabulary")
-    @classmethod
-    def _check_vocabulary(cls, vocabulary: tuple[str, ...]) -> tuple[str, ...]:
-        if UNKNOWN_SYMBOL in vocabulary:
-            raise ValueError(
-                f"expected symbols other than {UNKNOWN_SYMBOL!r}, which stands for every symbol outside of the vocabulary; found "
-                "it in the vocabulary. Remove it"
-            )
-        if len(set(vocabulary)) != len(vocabulary):
-            repeated = next(symbol for index, symbol in enumerate(vocabulary) if symbol in vocabulary[:index])
-            raise ValueError(f"expected every symbol once, found {repeated!r} twice. Remove duplicates")
-        return vocabulary
-
-    @model_validator(mode="after")
-    def _check_fields_match_kind(self) -> Self:
-        for field, kind in {
-            "loss": "point",
-            "levels": "quantile",
-            "bins": "categorical",
-            "bound": "categorical",
-            "vocabulary": "symbols",
-        }.items():
-            if self.kind != kind and getattr(self, field) != type(self).model_fields[field].default:
-                raise ValueError(f"{field} belongs to a {kind} head; this one is {self.kind}. Leave {field} out")
-        if self.loss != "huber" and self.delta != type(self).model_fields["delta"].default:
-            raise ValueError(f"delta belongs to the huber loss; the loss is {self.loss}. Leave delta out")
-        return self
-
-
-class TrainingSpec(_FrozenModel):
-    """How the network is trained. An epoch is `epoch_steps` optimizer steps, not a pass over the data."""
-
-    initial: InitialWeights = Field(
-        default="random", description="weights that training starts from; base: those of the pretrained network"
-    )
-    steps: int = Field(
-        default=1000, ge=0, description="maximum number of optimizer steps; 0: the initial weights are used as they are"
-    )
-    epoch_steps: int = Field(default=50, ge=1, description="steps between validations (and checkpoints)")
-    batch: int = Field(default=64, ge=1, description="windows per optimizer step")
-    learning_rate: float = Field(
-        default=1e-3, gt=0.0, description="learning rate of the optimizer, after the warm-up of a schedule"
-    )
-    schedule: LearningRateSchedule = Field(
-        default="constant", description="learning rate schedule; cosine: a short linear warm-up, then a decay to zero"
-    )
-    average: float = Field(
-        default=0.0,
-        ge=0.0,
-        lt=1.0,
-        description="decay of the moving average of the weights, which replaces them in the fitted model; 0: no averaging",
-    )
-    weighting: LossWeighting = Field(
-        default="none", description="seasonal_error: errors are scaled by those of the seasonal naive, as in MASE"
-    )
-    recent: float = Field(
-        default=0.0,
-        ge=0.0,
-        description="mean distance of training windows from the end of their series, in horizons; 0: uniform over the series",
-    )
-    unroll: int = Field(
-        default=0,
-        ge=0,
-        le=1000,
-        description="blocks after the window that a rollout network predicts free running, on its own output, during training; "
-        "the number rises step by step during the first half of training",
-    )
-    origins: int = Field(
-        default=1,
-        ge=1,
-        le=1000,
-        description="last segments of each window from which a direct decoder predicts during training",
-    )
-    gradient_clip: float = Field(default=1.0, gt=0.0, description="maximum global norm of the gradient")
-    patience: int = Field(
-        default=0,
-        ge=0,
-        description="epochs without improvement of the validation score before stopping; 0: never stop early",
-    )
-    valid_windows: int = Field(default=1, ge=0, description="rolling origins held out for validation at the end")
-    valid_stride: int | None = Field(
-        default=None,
-        ge=1,
-        description="steps between rolling origins; None: one horizon, so that windows do not overlap",
-    )
-    refit: bool = Field(
-        default=False,
-        description="whether to train again on all data, held-out steps included, for the best number of steps",
-    )
-    seed: int = Field(default=0, ge=0, lt=2**31, description="seed of the initial weights and of the training windows")
-
-
-class Spec(_FrozenModel):
+class Spec(FrozenModel):
     """The complete specification of a model. Nothing outside it changes a forecast."""
 
     name: SpecName = Field(description="name of the model in the registry: letters, digits, `-` and `_`, at most 64")
@@ -528,62 +316,3 @@ class Spec(_FrozenModel):
                 for detail in error.errors()
             )
             raise BadSpec(f"{where} is not a valid model specification: {details}.", where=where) from error
-
-
-def running_lookback(season: int, long_season: int | None = None) -> int:
-    """Returns the number of latest values that the features and simple forecasts of the running scale read."""
-    return max(RUNNING_LAGS + 1, (RUNNING_CYCLES + 1) * season, LONG_CYCLES * (long_season or 0) + season)
-
-
-class Layout(NamedTuple):
-    """The sizes of a network's input and output.
-
-    Attributes:
-        segment: Time points that one step of the recurrence reads.
-        block: Time points that the decoder predicts at once; they are then fed back, segment by segment.
-        lookback: The number of latest values that lags and base use (at least 1).
-        pre_context: Steps of a window before its context, for lags and base; 0 if they need none.
-        context: Steps of history that the network was trained on.
-        reads: Whether a forecast starts from the last `context` steps, or from the whole history.
-        num_targets: Targets of a row, which the network reads and predicts: y, followed by the channels.
-        uniforms_per_draw: Uniforms that one draw from the head consumes; 0 if the head cannot be sampled.
-    """
-
-    segment: int
-    block: int
-    lookback: int
-    pre_context: int
-    context: int
-    reads: InputMode
-    num_targets: int
-    uniforms_per_draw: int
-
-    @classmethod
-    def from_spec(cls, spec: Spec, *, season: int) -> Self:
-        """Returns the layout of the networks of a specification, for data with this season."""
-        baseline_steps = {"zero": 0, "last": 1, "seasonal_naive": season, "linear": season + 1, "mixture": 1}[spec.base]
-        is_running = spec.scaling == "running"
-        lookback = max(running_lookback(season, spec.long_season) if is_running else 1, baseline_steps, *spec.lags)
-        return cls(
-            segment=spec.segment,
-            block=spec.block,
-            lookback=lookback,
-            pre_context=0 if lookback == 1 or is_running else lookback,
-            context=spec.context,
-            reads=spec.reads,
-            num_targets=1 + len(spec.channels),
-            uniforms_per_draw=spec.head.uniforms_per_draw,
-        )
-
-    def window_length(self, max_history: int) -> int:
-        """Returns the length of a window that holds all that the network reads of histories of up to `max_history` steps.
-
-        Where the whole history is read, no steps precede it: the pre-context is padding, as is the rest of its first segment.
-        """
-        return self.pre_context + (
-            self.context if self.reads == "window" else -(-max_history // self.segment) * self.segment
-        )
-
-    def round_up_horizon(self, horizon: int) -> int:
-        """Returns the horizon, rounded up to whole blocks."""
-        return -(-horizon // self.block) * self.block

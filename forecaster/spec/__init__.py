@@ -1,0 +1,65 @@
+"""The specification of a model (`Spec`), saved with it, and the layout of its networks (`Layout`)."""
+
+from forecaster.spec.fields import (
+    DIVERGENCE_FACTOR,
+    MAX_STEPS,
+    MAX_SYMBOL_LENGTH,
+    MAX_VOCABULARY,
+    UNKNOWN_SYMBOL,
+    BaselineKind,
+    CellKind,
+    DecoderKind,
+    FeatureKind,
+    HeadKind,
+    InitialWeights,
+    InputMode,
+    LearningRateSchedule,
+    LossWeighting,
+    NonNegativity,
+    PointLoss,
+    Scaling,
+    SpecName,
+    StatisticalModel,
+    StepCount,
+    Symbol,
+    Transform,
+)
+from forecaster.spec.head import HeadSpec
+from forecaster.spec.layout import LONG_CYCLES, RUNNING_CYCLES, RUNNING_LAGS, Layout, running_lookback
+from forecaster.spec.network import NetworkSpec
+from forecaster.spec.specification import Spec
+from forecaster.spec.training import TrainingSpec
+
+__all__ = [
+    "DIVERGENCE_FACTOR",
+    "LONG_CYCLES",
+    "MAX_STEPS",
+    "MAX_SYMBOL_LENGTH",
+    "MAX_VOCABULARY",
+    "RUNNING_CYCLES",
+    "RUNNING_LAGS",
+    "UNKNOWN_SYMBOL",
+    "BaselineKind",
+    "CellKind",
+    "DecoderKind",
+    "FeatureKind",
+    "HeadKind",
+    "HeadSpec",
+    "InitialWeights",
+    "InputMode",
+    "Layout",
+    "LearningRateSchedule",
+    "LossWeighting",
+    "NetworkSpec",
+    "NonNegativity",
+    "PointLoss",
+    "Scaling",
+    "Spec",
+    "SpecName",
+    "StatisticalModel",
+    "StepCount",
+    "Symbol",
+    "TrainingSpec",
+    "Transform",
+    "running_lookback",
+]
