@@ -40,6 +40,7 @@ SLOW_WORDS = {
     "package",
 }
 SLOW_CALLS = ("evaluation.backtest", "fit_sequences", ".trace(")
+PAGE_FOLDERS = ("concepts", "coming-from")  # folders of docs/ whose pages are written by hand
 CHAMPION = "hospital"  # the registered model that the pages name
 _PYTHON, _SHELL = "python", "shell"
 
@@ -93,7 +94,11 @@ class Block(NamedTuple):
 
 def list_pages() -> list[Path]:
     """Returns the pages whose blocks are run. Records of decisions and experiments keep the commands of their time."""
-    pages = sorted((CHECKOUT / "docs").glob("*.md"))
+    docs = CHECKOUT / "docs"
+    pages = [
+        *sorted(docs.glob("*.md")),
+        *(page for folder in PAGE_FOLDERS for page in sorted((docs / folder).glob("*.md"))),
+    ]
     return [
         CHECKOUT / "README.md",
         CHECKOUT / "CONTRIBUTING.md",
