@@ -25,7 +25,8 @@ from pipelines.cli import main
 from tests.system.processes import CHECKOUT
 
 SERVICE = "http://127.0.0.1:3000"
-# Commands that train, that need a registry or that draw an atlas take seconds to minutes: their blocks run at night.
+# Commands that train, that need a registry or that draw an atlas take seconds to minutes, as does unrolled training: their
+# blocks run at night.
 SLOW_WORDS = {
     "--html",
     "train",
@@ -39,7 +40,7 @@ SLOW_WORDS = {
     "compare",
     "package",
 }
-SLOW_CALLS = ("evaluation.backtest", "fit_sequences", ".trace(")
+SLOW_CALLS = ("evaluation.backtest", "fit_sequences", ".trace(", '"unroll"')
 PAGE_FOLDERS = ("concepts", "coming-from")  # folders of docs/ whose pages are written by hand
 CHAMPION = "hospital"  # the registered model that the pages name
 _PYTHON, _SHELL = "python", "shell"
