@@ -31,11 +31,11 @@ PAGES = list_pages()
 BLOCKS = [block for page in PAGES for block in find_blocks(page)]
 OVERVIEW = "an overview, with arguments of different models"
 NUM_SKIPPED = {
-    "a server runs until it is stopped": 10,
+    "a server runs until it is stopped": 11,
     OVERVIEW: 1,
     "an overview, with commands of different models": 3,
     "an overview, with commands that run until they are stopped": 3,
-    "another library": 7,
+    "another library": 13,
     "installs packages": 2,
     "needs Docker": 7,
     "needs a cluster": 1,
