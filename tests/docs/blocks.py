@@ -42,6 +42,7 @@ SLOW_WORDS = {
 SLOW_CALLS = ("evaluation.backtest", "fit_sequences", ".trace(")
 CHAMPION = "hospital"  # the registered model that the pages name
 _PYTHON, _SHELL = "python", "shell"
+_PAGES = ("*.md", "concepts/*.md", "guides/*.md")
 
 
 class Command(NamedTuple):
@@ -93,7 +94,8 @@ class Block(NamedTuple):
 
 def list_pages() -> list[Path]:
     """Returns the pages whose blocks are run. Records of decisions and experiments keep the commands of their time."""
-    pages = sorted((CHECKOUT / "docs").glob("*.md"))
+    docs = CHECKOUT / "docs"
+    pages = [page for pattern in _PAGES for page in sorted(docs.glob(pattern))]
     return [
         CHECKOUT / "README.md",
         CHECKOUT / "CONTRIBUTING.md",
