@@ -67,6 +67,7 @@ def select_spec(
     season: int | None = None,
     columns: Mapping[str, Sequence[str]] | None = None,
     test_windows: int = 1,
+    with_pretrained: bool = True,
     accelerator: str = "auto",
     devices: str = "1",
     checkpoint_folder: Path | None = None,
@@ -83,6 +84,7 @@ def select_spec(
         season: Steps of a season; by default that of the panel's frequency.
         columns: The fields `covariates`, `static` and `channels` of all variants; by default there are none.
         test_windows: Rolling origins at the end, which do not affect the choice.
+        with_pretrained: Whether the pretrained network, as it is and fine-tuned, is among the variants.
         accelerator, devices: As for `fit`.
         checkpoint_folder, run_steps: As for `select_on_validation`.
         progress: Receives a phase for each variant, and the choice.
@@ -108,6 +110,7 @@ def select_spec(
             season=season,
             columns=columns or {},
             test_windows=test_windows,
+            with_pretrained=with_pretrained,
         )
 
     try:
@@ -191,6 +194,7 @@ def _build_candidates(
     season: int | None,
     columns: Mapping[str, Sequence[str]],
     test_windows: int,
+    with_pretrained: bool,
 ) -> tuple[Panel, list[Spec]]:
     """Returns the data before the test and the candidates for them; raises HistoryTooShort."""
     history = hold_out(panel, test_windows * horizon, min_history=2).history if test_windows else panel
@@ -198,7 +202,7 @@ def _build_candidates(
         Spec.parse(spec.model_dump() | dict(columns), where=name) if columns else spec
         for spec in build_candidate_specs(history, horizon=horizon, name=name, preset=preset, season=season)
     ]
-    if not columns and preset != "classic":  # the pretrained network reads no further columns
+    if with_pretrained and not columns and preset != "classic":  # the pretrained network reads no further columns
         specs = [*build_base_variants(history, specs[0]), *specs]
     for spec in specs:  # an error about short series describes the whole data, not the remaining history
         hold_out(panel, test_windows * horizon + spec.validation_steps, min_history=spec.min_steps + 1)

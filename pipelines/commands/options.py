@@ -205,14 +205,15 @@ class SpecOptions:
         *,
         seed: int | None = None,
         test_windows: int,
+        with_pretrained: bool = True,
         device_options: DeviceOptions,
         on: WorkPlace = "local",
         progress: Progress,
     ) -> Iterator[SpecSelection]:
         """Provides the specification that `read_spec` found, else the best for the panel, with its candidates.
 
-        The candidates are fitted on this machine or on a Ray cluster (`on`). Their checkpoints are kept until the block ends
-        without an error.
+        The candidates, among them the pretrained network unless `with_pretrained` is False, are fitted on this machine or on a
+        Ray cluster (`on`). Their checkpoints are kept until the block ends without an error.
         """
         from forecaster.training.selection import SpecSelection, select_spec
         from pipelines.sources import derive_model_name
@@ -240,6 +241,7 @@ class SpecOptions:
                     preset=self.preset,
                     season=self.season,
                     test_windows=test_windows,
+                    with_pretrained=with_pretrained,
                     accelerator=device_options.accelerator if on == "local" else "cpu",
                     devices=device_options.devices,
                     checkpoint_folder=folder.absolute(),

@@ -42,7 +42,8 @@ def tune(
     horizon
         Steps ahead; overrides the specification.
     config
-        Specification in YAML where the search starts; by default the preset of the data's frequency.
+        Specification in YAML where the search starts; by default the preset of the data's frequency, without the variants that
+        use the pretrained network.
     season
         Steps of a season, as for train; overrides the specification.
     trials
@@ -80,7 +81,14 @@ def tune(
     root, progress = root_options.open_root(), create_display()
     panel = read_panel(source.for_spec(center), now=datetime.now(UTC), progress=progress)
     with spec_options.select_spec(
-        center, panel, source, root, test_windows=test_windows, device_options=device_options, progress=progress
+        center,
+        panel,
+        source,
+        root,
+        test_windows=test_windows,
+        with_pretrained=False,  # a search changes the network, which the pretrained weights do not allow
+        device_options=device_options,
+        progress=progress,
     ) as selection:
         if valid_windows is None:
             spec = with_validation_windows(

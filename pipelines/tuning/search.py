@@ -187,7 +187,13 @@ def tune(
 
 
 def validate_search(spec: Spec, *, n_trials: int, timeout: float | None, seed: int, test_windows: int) -> None:
-    """Validates the options of a search; raises InputError."""
+    """Validates the options of a search, and that a search can start from its specification; raises InputError."""
+    if spec.training.initial == "base":
+        raise BadSpec(
+            "Expected training.initial 'random', because a search changes the network, to which the pretrained weights would not "
+            "fit; found 'base'. Search from another specification, or fine-tune this one with `forecaster train --config`.",
+            where="training.initial",
+        )
     for option, value, minimum in (
         ("--trials", n_trials, 1),
         ("--test-windows", test_windows, 0),

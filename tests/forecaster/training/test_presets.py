@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -209,11 +210,37 @@ def test_a_horizon_that_the_data_do_not_allow_names_the_longest_that_they_do() -
     assert found is not None
     longest, longest_untested = map(int, found.groups())
     assert 1 < longest < longest_untested < 40
-    _build_candidates(panel, name="monthly", horizon=longest, preset=None, season=None, columns={}, test_windows=1)
+    build = partial(
+        _build_candidates,
+        panel,
+        name="monthly",
+        preset=None,
+        season=None,
+        columns={},
+        test_windows=1,
+        with_pretrained=True,
+    )
+    build(horizon=longest)
     with pytest.raises(HistoryTooShort):
-        _build_candidates(
-            panel, name="monthly", horizon=longest + 1, preset=None, season=None, columns={}, test_windows=1
-        )
+        build(horizon=longest + 1)
+
+
+@pytest.mark.parametrize("with_pretrained", [True, False])
+def test_the_pretrained_network_is_among_the_variants_unless_it_is_left_out(*, with_pretrained: bool) -> None:
+    panel = make_panel(make_wave(80), freq="MS")
+    specs = _build_candidates(
+        panel,
+        name="monthly",
+        horizon=6,
+        preset=None,
+        season=None,
+        columns={},
+        test_windows=1,
+        with_pretrained=with_pretrained,
+    )[1]
+    assert [spec.training.initial == "base" for spec in specs] == [
+        with_pretrained and index == 0 for index in range(len(specs))
+    ]
 
 
 def test_a_diverging_candidate_is_not_selected() -> None:

@@ -403,6 +403,7 @@ def test_the_same_search_does_not_run_twice_concurrently(
         ({"test_windows": -1}, "--test-windows of at least 0"),
         ({"spec": make_small_spec(valid_windows=0)}, "--valid-windows of at least 1"),
         ({"test_windows": 100}, "fewer windows"),
+        ({"spec": base_spec(4, horizon=4, training={"initial": "base", "steps": 10})}, "training.initial 'random'"),
     ],
 )
 def test_an_impossible_search_is_rejected_before_anything_is_written(
