@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint check test nightly docs docs-data demo base lab wheels try-wheels lock format docker-lint clean
+.PHONY: help install lint check test nightly docs docs-data pictures demo base lab wheels try-wheels lock format docker-lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -57,6 +57,9 @@ docs: docs-data build/docs-venv/installed ## build the documentation site into b
 
 docs-data: install ## write the reference pages from the code, and gather the pages of the site
 	$(BIN)/python -m docs.generator
+
+pictures: install ## draw the pictures of the guides by the code of their pages (PAGES="docs/guides/x.md": of these only)
+	$(BIN)/python -m docs.generator.pictures $(PAGES)
 
 # An environment of its own, because the site is built from the text of the code: nothing of the project is installed there.
 build/docs-venv/installed: requirements/lock-docs.txt requirements/install.py

@@ -22,8 +22,11 @@ DOCUMENTS = [
     CHECKOUT / "README.md",
     CHECKOUT / "CONTRIBUTING.md",
     *sorted(
-        path for path in (CHECKOUT / "docs").glob("*.md") if path.name != "experiments.md"
-    ),  # a log quotes its time
+        path
+        for pattern in ("*.md", "concepts/*.md", "guides/*.md")
+        for path in (CHECKOUT / "docs").glob(pattern)
+        if path.name != "experiments.md"  # a log quotes its time
+    ),
 ]
 
 # Parts of identifiers, between underscores.

@@ -21,8 +21,8 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
+from docs.generator.site import CHECKOUT
 from pipelines.cli import main
-from tests.system.processes import CHECKOUT
 
 SERVICE = "http://127.0.0.1:3000"
 # Commands that train, that need a registry or that draw an atlas take seconds to minutes: their blocks run at night.
@@ -42,6 +42,7 @@ SLOW_WORDS = {
 SLOW_CALLS = ("evaluation.backtest", "fit_sequences", ".trace(")
 CHAMPION = "hospital"  # the registered model that the pages name
 _PYTHON, _SHELL = "python", "shell"
+_PAGES = ("*.md", "concepts/*.md", "guides/*.md")
 
 
 class Command(NamedTuple):
@@ -93,7 +94,8 @@ class Block(NamedTuple):
 
 def list_pages() -> list[Path]:
     """Returns the pages whose blocks are run. Records of decisions and experiments keep the commands of their time."""
-    pages = sorted((CHECKOUT / "docs").glob("*.md"))
+    docs = CHECKOUT / "docs"
+    pages = [page for pattern in _PAGES for page in sorted(docs.glob(pattern))]
     return [
         CHECKOUT / "README.md",
         CHECKOUT / "CONTRIBUTING.md",
