@@ -188,12 +188,13 @@ class Session:
     """What the blocks of one page share: the folder that they run in, a service, and what earlier commands returned.
 
     Attributes:
-        start_service: Starts a service of the pretrained network at the first call; returns its address.
+        start_service: Starts a service at the first call, and returns its address: of the champion of the registered model that
+            the call names, or else of the pretrained network.
         bundle: The path that stands behind the word BUNDLE: that of the last training, or else the folder BUNDLE.
         state: The state in the last response of the service.
     """
 
-    start_service: Callable[[], str]
+    start_service: Callable[..., str]
     bundle: str = "BUNDLE"
     state: str = ""
     outputs: list[str] = field(default_factory=list)
@@ -214,8 +215,8 @@ class Session:
     def _run_command(self, words: tuple[str, ...]) -> None:
         if words[0] == "curl":
             self._request(parse_curl(words))
-        elif words == ("forecaster", "serve"):
-            self.start_service()
+        elif words[:2] == ("forecaster", "serve"):
+            self.start_service(*words[2:])
         else:
             assert words[0] == "forecaster", f"{words[0]} cannot be run in a test; skip the block, with the reason"
             self._run_forecaster([self.bundle if word == "BUNDLE" else word for word in words[1:]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 import time
@@ -15,6 +16,10 @@ import uvicorn
 
 from docs.generator.blocks import Block, Session, find_blocks
 from forecaster import Forecaster
+from forecaster.registry.registry import Registry
+from pipelines.commands.options import RootOptions
+from pipelines.promotion.promote import fetch_bundle
+from serving.deployment.releases import Release, publish, staging
 from serving.routes.app import build_application
 from serving.settings import Settings
 
@@ -59,12 +64,14 @@ def fill_folder(folder: Path) -> None:
 
 @contextmanager
 def open_session(folder: Path) -> Iterator[Session]:
-    """The state of a page; its service of the pretrained network starts with the first request, and ends with the session."""
+    """The state of a page; its service starts with the first request, unless `serve` started it, and ends with the session."""
     running: list[tuple[uvicorn.Server, threading.Thread, str]] = []
 
-    def start() -> str:
+    def start(name: str | None = None) -> str:
         if not running:
-            application = build_application(Settings(slot=folder / "slot", pretrained=True))
+            if name is not None:
+                _deploy_champion(name, folder / "slot")
+            application = build_application(Settings(slot=folder / "slot", pretrained=name is None))
             application.slot.reload_if_changed()
             server = uvicorn.Server(uvicorn.Config(application.app, log_config=None, lifespan="on"))
             listener = socket.socket()
@@ -82,6 +89,14 @@ def open_session(folder: Path) -> Iterator[Session]:
         for server, thread, _ in running:
             server.should_exit = True
             thread.join()
+
+
+def _deploy_champion(name: str, slot: Path) -> None:
+    root = RootOptions().open_root()
+    version = Registry(root.store_uri).resolve(name, "champion")
+    with staging(slot) as draft:
+        shutil.copytree(fetch_bundle(version, root), draft / "bundle")
+        publish(slot, draft / "bundle", Release(name=name, version=version.number, digest=version.digest))
 
 
 def run_blocks(page: Path, session: Session, *, accept: Callable[[Block], bool]) -> int:

@@ -1,25 +1,27 @@
 """Draws the pictures of guides and concepts: `python -m docs.generator.pictures [PAGE...]`, by default of all pages.
 
 A page shows `pictures/guides/NAME.png`, and one of its own blocks saves `NAME.png` in the working folder. The blocks of the page
-run here in a temporary folder, with the presets as they are, and the pictures are copied to docs/pictures/guides.
+run here in a temporary folder, with the presets as they are, and the pictures are stored in docs/pictures/guides.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
 
+from PIL import Image
+
 from docs.generator.blocks import Block, find_blocks, list_pages
 from docs.generator.page_runs import fill_folder, open_session, run_blocks
 from docs.generator.site import CHECKOUT
 
 FOLDER = CHECKOUT / "docs" / "pictures" / "guides"
+_COLORS = 128  # of the palette
 _VARIABLES = ("FORECASTER_ROOT", "FORECASTER_KEY", "MLFLOW_TRACKING_URI")
 
 
@@ -54,8 +56,14 @@ def draw_pictures(page: Path, target: Path = FOLDER) -> list[str]:
             )
         target.mkdir(parents=True, exist_ok=True)
         for name in names:
-            shutil.copyfile(folder / name, target / name)
+            store_picture(folder / name, target / name)
     return names
+
+
+def store_picture(source: Path, target: Path) -> None:
+    """Writes a picture with a palette, which takes a third of the bytes of one with the colors of every pixel."""
+    with Image.open(source) as picture:
+        picture.convert("RGB").quantize(_COLORS).save(target, format="PNG", optimize=True)
 
 
 def _runs(block: Block) -> bool:

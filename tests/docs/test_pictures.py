@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from docs.generator.blocks import list_pages
 from docs.generator.pictures import FOLDER, draw_pictures, list_pictures, list_unsaved
@@ -28,16 +29,18 @@ def test_every_picture_is_small_and_shown_on_a_page() -> None:
 
 
 def write_page(path: Path, *, saved: str) -> Path:
-    program = f"from pathlib import Path\nPath({saved!r}).write_bytes(b'picture')"
+    program = f"from PIL import Image\nImage.new('RGB', (3, 2), 'red').save({saved!r})"
     path.write_text(f"# Page\n\n```python\n{program}\n```\n\n![A](../pictures/guides/a.png)\n")
     return path
 
 
-def test_the_picture_that_a_block_saves_is_copied(tmp_path: Path) -> None:
+def test_the_picture_that_a_block_saves_is_stored(tmp_path: Path) -> None:
     page = write_page(tmp_path / "page.md", saved="a.png")
     assert list_unsaved(page) == []
     assert draw_pictures(page, tmp_path / "pictures") == ["a.png"]
-    assert (tmp_path / "pictures" / "a.png").read_bytes() == b"picture"
+    with Image.open(tmp_path / "pictures" / "a.png") as picture:
+        assert picture.size == (3, 2)
+        assert picture.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_a_picture_that_no_block_saves_is_an_error(tmp_path: Path) -> None:
