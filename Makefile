@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint check test nightly docs docs-data notebooks screenshots demo base lab wheels try-wheels lock format docker-lint clean
+.PHONY: help install lint check test nightly docs docs-data pictures notebooks screenshots demo base lab wheels try-wheels lock format docker-lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -65,6 +65,9 @@ notebooks: install build/docs-venv/installed ## write the notebooks of docs/note
 
 screenshots: docs ## take the pictures of the site, light and dark, into docs/pictures (needs Chromium)
 	$(BIN)/python -m docs.generator.screenshots
+
+pictures: install ## draw the pictures of the guides by the code of their pages (PAGES="docs/guides/x.md": of these only)
+	$(BIN)/python -m docs.generator.pictures $(PAGES)
 
 # An environment of its own, because the site is built from the text of the code: nothing of the project is installed there.
 build/docs-venv/installed: requirements/lock-docs.txt requirements/install.py

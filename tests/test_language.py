@@ -22,10 +22,11 @@ DOCUMENTS = [
     CHECKOUT / "README.md",
     CHECKOUT / "CONTRIBUTING.md",
     *sorted(
-        path for path in (CHECKOUT / "docs").glob("*.md") if path.name != "experiments.md"
-    ),  # a log quotes its time
-    *sorted((CHECKOUT / "docs" / "operate").glob("*.md")),
-    *sorted((CHECKOUT / "docs" / "skill").glob("*.md")),
+        path
+        for pattern in ("*.md", "coming-from/*.md", "concepts/*.md", "guides/*.md", "operate/*.md", "skill/*.md")
+        for path in (CHECKOUT / "docs").glob(pattern)
+        if path.name != "experiments.md"  # a log quotes its time
+    ),
 ]
 
 # Parts of identifiers, between underscores.

@@ -6,25 +6,19 @@ import ast
 import inspect
 import json
 import re
-import socket
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-import uvicorn
 
+from docs.generator.blocks import CHAMPION, Block, Session, find_blocks, list_pages, parse_curl, split_commands
+from docs.generator.page_runs import fill_folder, open_session, run_blocks
 from forecaster import Forecaster
 from pipelines.cli import app as command_line
 from pipelines.cli import main
-from serving.routes.app import build_application
 from serving.routes.openapi import ROUTES
-from serving.settings import Settings
-from tests.docs.blocks import CHAMPION, Block, Session, find_blocks, list_pages, parse_curl, split_commands
 from tests.system.processes import CHECKOUT
 
 PAGES = list_pages()
@@ -62,82 +56,21 @@ def pages_with(accept: Callable[[Block], bool]) -> list[Path]:
     return [page for page in PAGES if any(accept(block) and not block.skip_reason for block in find_blocks(page))]
 
 
-def make_table() -> pd.DataFrame:
-    """Returns the monthly series that the pages name, with a static column."""
-    rng = np.random.default_rng(0)
-    names = ("T1", "T12", "ward 7", "store 1", "T2", "T3")
-    season = np.sin(np.arange(84) * np.pi / 6)
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "unique_id": name,
-                    "ds": pd.date_range("2015-01-01", periods=84, freq="MS"),
-                    "y": 20 + 5 * index + 4 * season + rng.normal(size=84).round(2),
-                    "region": "north" if index % 2 else "south",
-                }
-            )
-            for index, name in enumerate(names)
-        ],
-        ignore_index=True,
-    )
-
-
-def make_hourly_table() -> pd.DataFrame:
-    """Returns one hourly series with a covariate, a static column and a channel."""
-    hours = pd.date_range("2026-01-01", periods=96, freq="h")
-    columns = {"holiday": (hours.day_of_year == 1).astype(int), "region": "north", "temperature": np.arange(96.0)}
-    return pd.DataFrame({"unique_id": "load", "ds": hours, "y": np.sin(np.arange(96) * np.pi / 12), **columns})
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder with the tables that the pages name, and the pretrained network as a bundle."""
     monkeypatch.chdir(tmp_path)
     for name in ("FORECASTER_ROOT", "FORECASTER_KEY", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    table = make_table()
-    table.to_csv("data.csv", index=False)
-    table[["unique_id", "ds", "y"]].to_csv("sales.csv", index=False)
-    make_hourly_table().to_parquet("data.parquet")
-    Forecaster.pretrained("MS", horizon=12).save("BUNDLE")
-    (tmp_path / "bundle").symlink_to("BUNDLE")
+    fill_folder(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:
     """The state of a page; its service of the pretrained network starts with the first request."""
-    running: list[tuple[uvicorn.Server, threading.Thread, str]] = []
-
-    def start() -> str:
-        if not running:
-            application = build_application(Settings(slot=tmp_path / "slot", pretrained=True))
-            application.slot.reload_if_changed()
-            server = uvicorn.Server(uvicorn.Config(application.app, log_config=None, lifespan="on"))
-            listener = socket.socket()
-            listener.bind(("127.0.0.1", 0))
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-            thread.start()
-            running.append((server, thread, f"http://127.0.0.1:{listener.getsockname()[1]}"))
-            while not server.started:
-                time.sleep(0.005)
-        return running[0][2]
-
-    yield Session(start)
-    for server, thread, _ in running:
-        server.should_exit = True
-        thread.join()
-
-
-def run_blocks(page: Path, session: Session, *, accept: Callable[[Block], bool]) -> int:
-    """Runs blocks of a page in their order, in one namespace; returns their number."""
-    blocks = [block for block in find_blocks(page, session.run_shell) if not block.skip_reason and accept(block)]
-    for block in blocks:
-        namespace = block.example.namespace
-        namespace.setdefault("frame", pd.read_csv("sales.csv", parse_dates=["ds"]))
-        session.run(block)
-    return len(blocks)
+    with open_session(tmp_path) as session:
+        yield session
 
 
 @pytest.mark.integration

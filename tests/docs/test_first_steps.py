@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tests.docs.blocks import find_blocks
+from docs.generator.blocks import find_blocks
 from tests.forecaster.api.conftest import make_frame
 from tests.system.processes import CHECKOUT
 

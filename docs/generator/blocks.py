@@ -21,8 +21,8 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
+from docs.generator.site import CHECKOUT
 from pipelines.cli import main
-from tests.system.processes import CHECKOUT
 
 SERVICE = "http://127.0.0.1:3000"
 # Commands that train, that need a registry or that draw an atlas take seconds to minutes, as does unrolled training: their
@@ -193,12 +193,13 @@ class Session:
     """What the blocks of one page share: the folder that they run in, a service, and what earlier commands returned.
 
     Attributes:
-        start_service: Starts a service of the pretrained network at the first call; returns its address.
+        start_service: Starts a service at the first call, and returns its address: of the champion of the registered model that
+            the call names, or else of the pretrained network.
         bundle: The path that stands behind the word BUNDLE: that of the last training, or else the folder BUNDLE.
         state: The state in the last response of the service.
     """
 
-    start_service: Callable[[], str]
+    start_service: Callable[..., str]
     bundle: str = "BUNDLE"
     state: str = ""
     outputs: list[str] = field(default_factory=list)
@@ -219,8 +220,8 @@ class Session:
     def _run_command(self, words: tuple[str, ...]) -> None:
         if words[0] == "curl":
             self._request(parse_curl(words))
-        elif words == ("forecaster", "serve"):
-            self.start_service()
+        elif words[:2] == ("forecaster", "serve"):
+            self.start_service(*words[2:])
         else:
             assert words[0] == "forecaster", f"{words[0]} cannot be run in a test; skip the block, with the reason"
             self._run_forecaster([self.bundle if word == "BUNDLE" else word for word in words[1:]])
