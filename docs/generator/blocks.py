@@ -42,7 +42,13 @@ SLOW_WORDS = {
     "package",
 }
 SLOW_CALLS = ("evaluation.backtest", "fit_sequences", ".trace(", ".backup(", "for seed in", '"unroll"')
-PAGE_FOLDERS = ("coming-from", "concepts", "guides", "operate", "skill")  # folders of docs/ whose pages are written by hand
+PAGE_FOLDERS = (
+    "coming-from",
+    "concepts",
+    "guides",
+    "operate",
+    "skill",
+)  # folders of docs/ whose pages are written by hand
 CHAMPION = "hospital"  # the registered model that the pages name
 _PYTHON, _SHELL = "python", "shell"
 
