@@ -38,7 +38,7 @@ NUM_SKIPPED = {
     "another library": 6,
     "installs packages": 2,
     "needs Docker": 7,
-    "needs a cluster": 1,
+    "needs a cluster": 2,
     "needs a model with covariates": 1,
     "needs a packaged service": 2,
     "needs a tracking server": 1,
