@@ -141,6 +141,7 @@ def retrain(
     again: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     if_needed: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     min_new: int | None = None,
+    on_disk: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     schedule_options: ScheduleOptions = _SCHEDULE_OPTIONS,
     device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
@@ -172,12 +173,15 @@ def retrain(
         if there are none.
     min_new
         With --if-needed: number of new steps that trigger a retraining; by default the champion's horizon.
+    on_disk
+        Keep the values in a file in the root, as for train. The version and the verdict are the same.
     """
     arguments = {name: value for name, value in locals().items() if name not in ("schedule_options", "root_options")}
     from forecaster.progress.display import create_display
     from pipelines.promotion.policy import read_policy
     from pipelines.retraining import retrain as retraining
-    from pipelines.sources import derive_model_name, read_panel
+    from pipelines.sources import derive_model_name
+    from pipelines.sources.on_disk import read_training_panel
 
     validate_counts(min_new=min_new)
     source = data_options.to_data_source(data)
@@ -200,7 +204,8 @@ def retrain(
     device_options.validate(allow_several=True)  # a scheduled job may run on another machine
     root, progress = root_options.open_root(), create_display()
     now = datetime.now(UTC)
-    panel = read_panel(source.for_spec(spec), now=now, progress=progress)
+    folder = root.path if on_disk else None
+    panel = read_training_panel(source.for_spec(spec), folder=folder, now=now, progress=progress)
     warn_about_partial_periods(panel, now=now)
     if if_needed and not _needs_retraining(
         name, panel, root, min_new_steps=min_new, max_days_ahead=options.policy.days_ahead
