@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 
 from forecaster.errors import InputError
 from forecaster.registry.registry import create_client
@@ -203,3 +204,24 @@ def test_a_diverging_network_of_a_batch_is_pruned(six_meters: DataSource, fresh_
 def test_a_batch_has_at_least_one_trial(six_meters: DataSource, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--parallel of at least 1; found 0"):
         run_search(six_meters, Root(tmp_path / "root"), parallel=0)
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")  # of Ray
+def test_workers_of_a_real_cluster_give_the_study_of_one_process(
+    six_meters: DataSource, migrated_root: Path, tmp_path: Path
+) -> None:
+    ray = pytest.importorskip("ray", reason="needs Ray (the extra `ray`), which no lock has")
+    roots = [make_root(migrated_root, tmp_path / name) for name in ("plain", "ray")]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a task has
+    try:
+        run_parallel(six_meters, roots[0], trials=4)
+        options = {"include_dashboard": False, "object_store_memory": 100 << 20, "log_to_driver": False}
+        ray.init(address="local", num_cpus=2, **options)
+        with open_runner("ray", workers=2) as tasks:
+            run_parallel(six_meters, roots[1], trials=4, run_steps=tasks)
+    finally:
+        torch.set_num_threads(before)
+        ray.shutdown()
+    assert read_trials(roots[0]) == read_trials(roots[1])
