@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from forecaster.api.fitting import ModelOptions
 from forecaster.api.messages import validate_counts
@@ -33,6 +35,8 @@ class DatasetRequest:
     """The arguments of `Forecaster.predict_dataset`."""
 
     source: str
+    future: Any
+    static: Any
     out: str
     horizon: int | None
     level: tuple[float, ...]
@@ -60,22 +64,49 @@ def predict_dataset(
     reading = ReadingOptions(
         id_column=names.unique_id, ds_column=names.ds, y_column=names.y, freq=freq, zone=options.zone
     )
-    job = BatchJob(
-        bundle=bundle,
-        model=identity.model,
-        source=request.source,
-        output=request.out,
-        as_of=request.as_of or datetime.now(UTC).date().isoformat(),
-        horizon=request.horizon or identity.horizon,
-        level=request.level,
-        quantiles=request.quantiles,
-        reading=reading,
-        workers=request.workers,
-        scratch=request.scratch,
-        limit=request.limit,
-        layout=request.layout,
-    )
-    return run_batch(job, progress=progress)
+    with tempfile.TemporaryDirectory() as folder:
+        future, static = (
+            _locate(table, name, Path(folder), id_column=names.unique_id)
+            for name, table in (("future", request.future), ("static", request.static))
+        )
+        job = BatchJob(
+            bundle=bundle,
+            model=identity.model,
+            source=request.source,
+            output=request.out,
+            as_of=request.as_of or datetime.now(UTC).date().isoformat(),
+            horizon=request.horizon or identity.horizon,
+            level=request.level,
+            quantiles=request.quantiles,
+            reading=reading,
+            future=future,
+            static=static,
+            workers=request.workers,
+            scratch=request.scratch,
+            limit=request.limit,
+            layout=request.layout,
+        )
+        return run_batch(job, progress=progress)
+
+
+def _locate(table: Any, name: str, folder: Path, *, id_column: str) -> str | None:
+    """Returns where a data set is: its path or URL, or that of the file to which a table is written.
+
+    The name of the file has the digest of the table, so that a batch is not continued with another one.
+    """
+    if table is None or isinstance(table, str | os.PathLike):
+        return None if table is None else os.fspath(table)
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    from forecaster.batch.tables import to_table
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(to_table(table, argument=name, id_column=id_column).replace_schema_metadata(None), sink)
+    content = memoryview(sink.getvalue())
+    path = folder / f"{name}-{hashlib.sha256(content).hexdigest()}.parquet"
+    path.write_bytes(content)
+    return str(path)
 
 
 @contextmanager

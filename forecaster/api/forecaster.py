@@ -275,6 +275,8 @@ class Forecaster:
         *,
         level: Levels = None,
         quantiles: Levels = None,
+        future: Any = None,
+        static: Any = None,
         as_of: str | None = None,
         workers: int = 1,
         scratch: str | os.PathLike[str] | None = None,
@@ -288,9 +290,13 @@ class Forecaster:
         needs `if __name__ == "__main__":`, because every worker imports it.
 
         Args:
-            source: A folder of Parquet files, or one; a path or URL. Covariates need their future as rows without values.
+            source: A folder of Parquet files, or one; a path or URL. Without `future`, covariates need their future as rows
+                without values.
             out: The folder of the archive, which `forecaster.batch.read_archive` reads; a path or URL.
             horizon, level, quantiles: As for `predict`.
+            future: The covariates after the histories: id, timestamp and one column each. Parquet or CSV files by a path or
+                URL, or a frame or Arrow table.
+            static: The static features, in the same forms: id and one column each, one row per series.
             as_of: The date or the moment of the forecasts; by default today in UTC.
             workers: Processes with a single-threaded engine each; 1 computes in this process.
             scratch: The folder of temporary files, if rows of a series are not together; by default `out`.
@@ -308,6 +314,8 @@ class Forecaster:
         validate_calibration(self.model, columns)
         request = DatasetRequest(
             source=os.fspath(source),
+            future=future,
+            static=static,
             out=os.fspath(out),
             horizon=horizon or (self._pretrained.horizon if self._pretrained is not None else None),
             level=parse_levels(level, "level"),

@@ -42,7 +42,7 @@ def read_actuals(
     groups = tuple(name for name in by if name not in GROUPS)
     if location.lower().endswith(".csv"):
         return Actuals(_read_csv(location, names), y_column)
-    source = open_source(location, InputColumns(names, groups))
+    source = open_source(location, InputColumns(names.unique_id, (names.ds, names.y, *groups)))
     first = _find_first_step(archive, as_of, names.ds)
     _, row_groups = source.summarize()
     pieces = [Piece(group.file, group.number, group.number + 1) for group in row_groups]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
+from forecaster.batch.batch_job import DEFAULT_SHARD_ROWS as DEFAULT_SHARD_ROWS
+from forecaster.batch.batch_job import BatchJob as BatchJob
+from forecaster.batch.batch_job import JobShare as JobShare
+from forecaster.batch.batch_job import make_absolute, validate_job
+from forecaster.batch.covariates import CovariateSources, open_covariates, summarize_covariates
 from forecaster.batch.dispatch import compute_shards, run_shuffle
 from forecaster.batch.manifest import (
     BatchManifest,
-    BatchModel,
     NightRecord,
-    ReadingOptions,
     ShardRecord,
     add_to_catalogue,
     find_shard_records,
@@ -23,7 +25,7 @@ from forecaster.batch.manifest import (
     validate_same_batch,
     write_manifest,
 )
-from forecaster.batch.plan import Layout, plan_shards
+from forecaster.batch.plan import plan_future, plan_shards
 from forecaster.batch.shard import MAX_REPAIRS, STAGES, ShardInputs, load_model
 from forecaster.batch.shuffle import Shuffle, find_missing_steps
 from forecaster.batch.source import InputColumns, Source, open_source
@@ -33,58 +35,7 @@ from forecaster.data.forecast_table import plan_quantile_columns
 from forecaster.errors import InputError, TooManyRejects
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.progress.steps import RunSteps
-from forecaster.storage.addresses import redact_addresses
 from forecaster.storage.failpoints import fail_point
-
-DEFAULT_SHARD_ROWS = 2_000_000
-
-
-@dataclass(frozen=True)
-class JobShare:
-    """The shards that one of several jobs computes: those whose number has the remainder `index` when divided by `count`."""
-
-    index: int = 0
-    count: int = 1
-
-
-@dataclass(frozen=True)
-class BatchJob:
-    """A batch: a model, an input, an output, and what is forecast.
-
-    Attributes:
-        bundle: The folder of the model.
-        model: What identifies it.
-        source: A Parquet file, or a folder of such files; a path or URL.
-        output: The folder of the archive, a path or URL.
-        as_of: The date or the moment of the forecasts.
-        horizon: Steps ahead.
-        level, quantiles: Intervals in percent, and quantiles between 0 and 1.
-        reading: How the input is read.
-        workers: Processes that compute at the same time; 1 computes in this process.
-        share: The shards of this job, if several compute one batch.
-        scratch: The folder of temporary files; by default `output`.
-        limit: The number of series, for a trial; None for all.
-        shard_rows: The rows of the input that become one file.
-        layout: How whole series are found.
-        seed: Of the hash of a shuffle.
-    """
-
-    bundle: Path
-    model: BatchModel
-    source: str
-    output: str
-    as_of: str
-    horizon: int
-    level: tuple[float, ...] = ()
-    quantiles: tuple[float, ...] = ()
-    reading: ReadingOptions = field(default_factory=ReadingOptions)
-    workers: int = 1
-    share: JobShare = field(default_factory=JobShare)
-    scratch: str | None = None
-    limit: int | None = None
-    shard_rows: int = DEFAULT_SHARD_ROWS
-    layout: Layout = "auto"
-    seed: int = 0
 
 
 class BatchReport(NamedTuple):
@@ -139,19 +90,19 @@ def run_batch(job: BatchJob, *, run_steps: RunSteps | None = None, progress: Pro
         BatchInterrupted: A worker was killed.
     """
     start = time.perf_counter()
-    _validate_job(job)
+    validate_job(job)
     if run_steps is not None:
-        job = _make_absolute(job)
+        job = make_absolute(job)
     store = Store(job.output)
     with progress.phase("plan"):
-        job = _complete_reading(job)
-        source = open_source(job.source, InputColumns(job.reading.names, job.reading.others))
-        manifest = _open_manifest(job, store, source)
+        job, covariates = _open_model(job)
+        source = open_source(job.source, _list_columns(job))
+        manifest = _open_manifest(job, store, source, covariates)
         progress.update(0, f"{len(manifest.shards)} shards, {manifest.source.rows} rows")
-    shuffle = _describe_shuffle(job, manifest, source)
+    inputs = _open_inputs(job, manifest, source, covariates)
     if run_steps is not None or job.workers > 1:
-        _require_shared_stores([store, *([Store(shuffle.scratch)] if shuffle else [])], source)
-    inputs = ShardInputs(job.bundle, manifest, source, shuffle, job.output)
+        scratches = [Store(shuffle.scratch) for shuffle in inputs.shuffles]
+        _require_shared_stores([store, *scratches], [source, *covariates.opened])
     with store.hold_lock(manifest.lock_name(job.share.index)):
         run_steps = run_steps or partial(run_in_processes, workers=job.workers)
         return _run_job(job, inputs, store, run_steps, progress, start=start)
@@ -161,11 +112,11 @@ def _run_job(
     job: BatchJob, inputs: ShardInputs, store: Store, run_steps: RunSteps, progress: Progress, *, start: float
 ) -> BatchReport:
     """Computes the missing shards of a job, and completes the batch if no other shard is missing."""
-    manifest, shuffle = inputs.manifest, inputs.shuffle
+    manifest = inputs.manifest
     mine = range(job.share.index, len(manifest.shards), job.share.count)
     records = find_shard_records(store, manifest, mine)
     missing = [shard for shard in mine if shard not in records]
-    if shuffle is not None and missing:
+    for shuffle in inputs.shuffles if missing else ():
         steps = _order_steps(find_missing_steps(shuffle), job.share)
         run_shuffle(shuffle, steps, run_steps=run_steps, progress=progress)
     computed = compute_shards(inputs, missing, run_steps=run_steps, progress=progress)
@@ -198,8 +149,8 @@ def _complete_batch(inputs: ShardInputs, store: Store, records: Sequence[ShardRe
     fail_point("batch.listed")
     for folder in inputs.manifest.folders:
         store.remove_drafts(folder)
-    if inputs.shuffle is not None:
-        Store(inputs.shuffle.scratch).remove_folder(inputs.shuffle.folder)
+    for shuffle in inputs.shuffles[:1]:
+        Store(shuffle.scratch).remove_folder(inputs.manifest.shuffle_folder)
 
 
 def validate_rejects(report: BatchReport, *, max_rejects: float) -> None:
@@ -219,46 +170,36 @@ def validate_rejects(report: BatchReport, *, max_rejects: float) -> None:
         )
 
 
-def _validate_job(job: BatchJob) -> None:
-    for name, number in (("horizon", job.horizon), ("workers", job.workers), ("shard_rows", job.shard_rows)):
-        if number < 1:
-            raise InputError(f"Expected `{name}` of at least 1; found {number}. Use a larger number.", where=name)
-    if job.layout not in get_args(Layout):
-        raise InputError(
-            f"Expected `layout` among {', '.join(get_args(Layout))}; found {job.layout!r}. Use one of these.",
-            where="layout",
-        )
-    if Store(job.source).contains(Store(job.output)):
-        raise InputError(
-            f"Expected an output outside of the input {redact_addresses(job.source)}; found {redact_addresses(job.output)}, "
-            "whose files would be read as input. Use another folder.",
-            where="out",
-        )
-    if not 0 <= job.share.index < job.share.count:
-        raise InputError(
-            f"Expected a shard from 0/{job.share.count} to {job.share.count - 1}/{job.share.count}; found "
-            f"{job.share.index}/{job.share.count}. Count from 0.",
-            where="shard",
-        )
+def _open_model(job: BatchJob) -> tuple[BatchJob, CovariateSources]:
+    """Returns a job with the other columns of the input that its model reads, and the data sets that have the remaining ones.
 
-
-def _complete_reading(job: BatchJob) -> BatchJob:
-    """Returns a job with the other columns that its model reads; raises errors of the model, the horizon and the levels."""
+    Raises errors of the model, the horizon and the levels, and of these data sets.
+    """
     predictor = load_model(job.bundle, job.model, horizon=job.horizon)
     levels = plan_quantile_columns(job.level, job.quantiles).values()
     predictor.forecast_batch([], job.horizon, levels=sorted(set(levels)))
-    spec = predictor.fitted_model.spec
-    others = (*spec.covariates, *spec.static_columns, *spec.channels)
-    return replace(job, reading=job.reading.model_copy(update={"others": others}))
+    model = predictor.fitted_model
+    covariates = open_covariates(model, job.reading.names, future=job.future, static=job.static)
+    features = model.spec.static_columns if job.static is None else ()
+    others = (*model.spec.covariates, *features, *model.spec.channels)
+    return replace(job, reading=job.reading.model_copy(update={"others": others})), covariates
 
 
-def _open_manifest(job: BatchJob, store: Store, source: Source) -> BatchManifest:
+def _list_columns(job: BatchJob) -> InputColumns:
+    names = job.reading.names
+    return InputColumns(names.unique_id, (names.ds, names.y, *job.reading.others))
+
+
+def _open_manifest(job: BatchJob, store: Store, source: Source, covariates: CovariateSources) -> BatchManifest:
     """Returns the manifest of a batch; the first call writes it, later ones must describe the same batch."""
     as_of = parse_as_of(job.as_of)
     summary, groups = source.summarize()
+    others = summarize_covariates(covariates)
     fixed = {
         "model": job.model,
         "source": summary,
+        "future": others.future,
+        "static": others.static,
         "horizon": job.horizon,
         "level": job.level,
         "quantiles": job.quantiles,
@@ -271,45 +212,32 @@ def _open_manifest(job: BatchJob, store: Store, source: Source) -> BatchManifest
     manifest = read_manifest(store, as_of)
     if manifest is None:
         plan = plan_shards(source, summary, groups, shard_rows=job.shard_rows, layout=job.layout, limit=job.limit)
-        manifest = BatchManifest(as_of=as_of, shards=plan.shards, slabs=plan.slabs, ids=plan.ids, **fixed)
+        if others.future is not None:
+            plan = plan_future(plan, groups, others.future_groups, shard_rows=job.shard_rows)
+        manifest = BatchManifest(as_of=as_of, **plan._asdict(), **fixed)
         write_manifest(store, manifest)
         fail_point("batch.planned")
     validate_same_batch(manifest, fixed, where=store.shown_location)
     return manifest
 
 
-def _describe_shuffle(job: BatchJob, manifest: BatchManifest, source: Source) -> Shuffle | None:
-    if not manifest.slabs:
-        return None
-    return Shuffle(
-        source=source,
-        slabs=manifest.slabs,
-        buckets=len(manifest.shards),
-        seed=manifest.seed,
-        ids=manifest.ids,
-        scratch=job.scratch or job.output,
-        folder=manifest.shuffle_folder,
+def _open_inputs(job: BatchJob, manifest: BatchManifest, source: Source, covariates: CovariateSources) -> ShardInputs:
+    """Returns what every shard is computed from, with the shuffles of the histories and of the future."""
+    buckets, scratch, folder = len(manifest.shards), job.scratch or job.output, manifest.shuffle_folder
+    shuffle = Shuffle(source, manifest.slabs, buckets, manifest.seed, manifest.ids, scratch, folder)
+    future_shuffle = None
+    if covariates.future is not None and manifest.future_slabs:
+        thresholds = None if manifest.slabs else tuple(shard.until for shard in manifest.shards)
+        future_shuffle = shuffle._replace(
+            source=covariates.future, slabs=manifest.future_slabs, folder=f"{folder}/future", thresholds=thresholds
+        )
+    return ShardInputs(
+        job.bundle, manifest, source, covariates, shuffle if manifest.slabs else None, future_shuffle, job.output
     )
 
 
-def _make_absolute(job: BatchJob) -> BatchJob:
-    """Returns a job whose paths do not depend on the folder in which a worker was started."""
-    scratch = None if job.scratch is None else _to_absolute(job.scratch)
-    return replace(
-        job,
-        bundle=job.bundle.absolute(),
-        source=_to_absolute(job.source),
-        output=_to_absolute(job.output),
-        scratch=scratch,
-    )
-
-
-def _to_absolute(location: str) -> str:
-    return location if "://" in location else str(Path(location).absolute())
-
-
-def _require_shared_stores(stores: Sequence[Store], source: Source) -> None:
-    if not (source.is_shared and all(store.is_shared for store in stores)):
+def _require_shared_stores(stores: Sequence[Store], sources: Sequence[Source]) -> None:
+    if not (all(store.is_shared for store in stores) and all(source.is_shared for source in sources)):
         raise InputError(
             "Expected locations that other processes can read; found memory://. Use one worker (--workers 1), or another store.",
             where="workers",

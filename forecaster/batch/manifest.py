@@ -74,12 +74,14 @@ class BatchManifest(BatchRecord):
         quantiles: The quantiles.
         reading: How the input is read.
         source: What identifies the input.
+        future, static: What identifies the future of covariates and the static features, if they are data sets of their own.
         limit: The number of series, None for all.
         seed: Of the hash of a shuffle.
         shard_rows: The rows of a shard, and of a step of a shuffle.
         layout: How whole series are found.
         shards: The parts, each of which becomes a file.
         slabs: The pieces that each step of a shuffle reads.
+        future_slabs: Those of a shuffle of the future of covariates.
         ids: The ids of a limited batch.
     """
 
@@ -91,12 +93,15 @@ class BatchManifest(BatchRecord):
     quantiles: tuple[float, ...] = ()
     reading: ReadingOptions
     source: InputSummary
+    future: InputSummary | None = None
+    static: InputSummary | None = None
     limit: int | None = None
     seed: int = 0
     shard_rows: int
     layout: str
     shards: tuple[Shard, ...]
     slabs: tuple[tuple[Piece, ...], ...] = ()
+    future_slabs: tuple[tuple[Piece, ...], ...] = ()
     ids: tuple[str, ...] | None = None
 
     @property
@@ -318,6 +323,8 @@ _FIELD_NAMES = {
     "quantiles": "quantiles (--quantiles)",
     "reading": "options of reading",
     "source": "input",
+    "future": "future of covariates (--future)",
+    "static": "static features (--static)",
     "limit": "limit",
     "seed": "seed",
     "shard_rows": "shard rows",

@@ -1,8 +1,13 @@
-"""The plan of a batch: shards of whole series with a bounded number of rows, from row groups or from buckets of a shuffle."""
+"""The plan of a batch: shards of whole series with a bounded number of rows, from row groups or from buckets of a shuffle.
+
+The future of covariates, if it is a data set of its own, is divided as the shards are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -11,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from forecaster.batch.source import IdRange, IdValue, InputSummary, Piece, RowGroup, Source
 from forecaster.errors import InputError
 
+_INTEGER = re.compile("-?[0-9]{1,18}")
 MAX_OVERLAP = 2  # a shard may read this many times its rows: of sorted rows it shares a row group with its neighbour
 
 Layout = Literal["auto", "files", "shuffle"]
@@ -24,6 +30,7 @@ class Shard(BaseModel):
         pieces: The row groups to read; empty for a bucket of a shuffle.
         after, until: The bounds of its ids, the first exclusive; None is unbounded.
         bucket: The number of the bucket of a shuffle.
+        future: The row groups of the future of covariates to read; empty if it is shuffled too, or in the input.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +39,7 @@ class Shard(BaseModel):
     after: IdValue | None = None
     until: IdValue | None = None
     bucket: int | None = None
+    future: tuple[Piece, ...] = ()
 
     @property
     def ids(self) -> IdRange:
@@ -40,11 +48,12 @@ class Shard(BaseModel):
 
 
 class ShardPlan(NamedTuple):
-    """All shards; with a shuffle also the pieces that each of its steps reads; with a limit the ids of the series."""
+    """All shards; with shuffles also the pieces that each of their steps reads; with a limit the ids of the series."""
 
     shards: tuple[Shard, ...]
     slabs: tuple[tuple[Piece, ...], ...] = ()
     ids: tuple[str, ...] | None = None
+    future_slabs: tuple[tuple[Piece, ...], ...] = ()
 
 
 def plan_shards(
@@ -122,6 +131,82 @@ def split_by_ids(groups: Sequence[RowGroup], *, shard_rows: int) -> tuple[Shard,
             return None
         shards.append(Shard(pieces=tuple(_merge_groups(read)), after=after, until=until))
     return tuple(shards)
+
+
+def plan_future(
+    plan: ShardPlan, groups: Sequence[RowGroup], future: Sequence[RowGroup], *, shard_rows: int
+) -> ShardPlan:
+    """Plans which rows of the future of covariates each shard reads.
+
+    A shard reads the row groups that may have its ids, if all shards together read little more than there is, or no more than
+    they read of the histories. Otherwise the future is shuffled into one bucket for each shard, by the ranges of ids of the
+    shards or by the hash of their shuffle.
+
+    Args:
+        plan: The shards.
+        groups: The row groups of the histories.
+        future: Those of the future.
+        shard_rows: The rows of a step of a shuffle.
+    Raises:
+        InputError: The shards are stated files, whose ids cannot be found.
+    """
+    bounds = {(group.file, group.number): group for group in groups}
+    read = [_find_overlapping(future, _find_id_bounds(shard, bounds)) for shard in plan.shards]
+    num_read, num_future = sum(group.rows for each in read for group in each), sum(group.rows for group in future)
+    if len(read) == 1 or num_read <= max(MAX_OVERLAP * num_future, sum(group.rows for group in groups)):
+        shards = zip(plan.shards, read, strict=True)
+        with_future = (shard.model_copy(update={"future": tuple(_merge_groups(each))}) for shard, each in shards)
+        return plan._replace(shards=tuple(with_future))
+    if not all(shard.bucket is not None or shard.ids != IdRange() for shard in plan.shards):
+        raise InputError(
+            "Expected the future of covariates in the order of ids with `--layout files`; its files have no separate ranges of "
+            "ids. Sort it by id, or leave --layout files out.",
+            where="future",
+        )
+    return plan._replace(future_slabs=tuple(_pack_slabs(future, slab_rows=shard_rows)))
+
+
+def find_id_ranges(texts: Sequence[str], thresholds: Sequence[IdValue | None]) -> list[int]:
+    """Returns for each id the index of the first range that ends at or after it; their number if none does.
+
+    Args:
+        texts: The ids.
+        thresholds: The last id of each range, in order; the last one may be None, unbounded.
+    """
+    bounds = [_key(threshold) for threshold in thresholds if threshold is not None]
+    if not any(isinstance(threshold, int) for threshold in thresholds):
+        return [bisect_left(bounds, text.encode()) for text in texts]
+    return [bisect_left(bounds, _key(int(text))) if _INTEGER.fullmatch(text) else len(thresholds) for text in texts]
+
+
+class _IdBounds(NamedTuple):
+    """The first and the last id that a shard may have; None is unbounded."""
+
+    lowest: IdValue | None
+    highest: IdValue | None
+
+
+def _find_id_bounds(shard: Shard, groups: Mapping[tuple[int, int], RowGroup]) -> _IdBounds:
+    if shard.bucket is not None or shard.ids != IdRange():
+        return _IdBounds(shard.after, shard.until)
+    read = [groups[piece.file, number] for piece in shard.pieces for number in range(piece.first, piece.stop)]
+    kinds = {type(bound) for group in read for bound in (group.lowest, group.highest)}
+    if kinds not in ({str}, {int}):
+        return _IdBounds(None, None)
+    return _IdBounds(min((group.lowest for group in read), key=_key), max((group.highest for group in read), key=_key))
+
+
+def _find_overlapping(groups: Sequence[RowGroup], bounds: _IdBounds) -> list[RowGroup]:
+    """Returns the row groups that may have ids within bounds; ids of another type may be anywhere."""
+
+    def is_before(first: IdValue | None, second: IdValue | None) -> bool:
+        return type(first) is type(second) and first is not None and _key(first) < _key(second)
+
+    return [
+        group
+        for group in groups
+        if not is_before(group.highest, bounds.lowest) and not is_before(bounds.highest, group.lowest)
+    ]
 
 
 def _key(bound: IdValue | None) -> bytes:

@@ -129,9 +129,11 @@ def _split(part: Histories, codes: Int[np.ndarray, "series"], *, suspect: Int[np
 
 def _read_panel(histories: Histories, options: ReadOptions) -> Panel:
     rows, names = histories.rows, options.names
+    later = None
     if histories.future is not None:
         ids = {str(series_id) for series_id in rows[names.unique_id].unique()}
         later = histories.future[histories.future[names.unique_id].isin(ids)]
+    if later is not None and len(later):  # columns without rows would change the types of the others
         plain = rows.assign(**{names.unique_id: rows[names.unique_id].map(str).astype(object)})
         try:
             rows = append_future(

@@ -16,6 +16,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+from forecaster.batch.covariates import CovariateSources, ShardCovariates, read_covariates
 from forecaster.batch.forecasts import BatchResult, forecast_table
 from forecaster.batch.history_scales import compute_history_scales
 from forecaster.batch.manifest import BatchManifest, BatchModel, ShardRecord, write_shard_record
@@ -45,15 +46,23 @@ class ShardInputs(NamedTuple):
         bundle: The folder of the model.
         manifest: The batch.
         source: The input.
-        shuffle: Where the rows of buckets are; None without a shuffle.
+        covariates: The data sets of the covariates and the static features.
+        shuffle, future_shuffle: Where the rows of buckets are, of the input and of the future; None without a shuffle.
         output: The output folder, a path or URL.
     """
 
     bundle: Path
     manifest: BatchManifest
     source: Source
+    covariates: CovariateSources
     shuffle: Shuffle | None
+    future_shuffle: Shuffle | None
     output: str
+
+    @property
+    def shuffles(self) -> list[Shuffle]:
+        """The shuffles that there are."""
+        return [shuffle for shuffle in (self.shuffle, self.future_shuffle) if shuffle is not None]
 
 
 @dataclass
@@ -125,9 +134,10 @@ def compute_shard(predictor: Predictor, inputs: ShardInputs, shard: int) -> Shar
     tables = _Tables()
     with tables.time_stage("read"):
         rows = _read_rows(inputs, shard)
+        covariates = _read_covariates(inputs, shard, rows)
     for chunk in [] if rows is None else _iter_chunks(rows, inputs):
         with tables.time_stage("forecast"):
-            _forecast_chunk(predictor, chunk, manifest, tables)
+            _forecast_chunk(predictor, chunk, covariates, manifest, tables)
     with tables.time_stage("write"):
         rejects = _write_tables(store, manifest.rejects_name(shard), tables.rejects)
         fail_point("batch.rejected")
@@ -174,6 +184,21 @@ def _read_rows(inputs: ShardInputs, shard: int) -> pa.Table | None:
     return table if table.num_rows else None
 
 
+def _read_covariates(inputs: ShardInputs, shard: int, rows: pa.Table | None) -> ShardCovariates:
+    """Returns the covariates and static features of the series of a shard, from data sets of their own."""
+    if rows is None or not inputs.covariates.opened:
+        return ShardCovariates(None, None)
+    manifest = inputs.manifest
+    return read_covariates(
+        inputs.covariates,
+        manifest,
+        inputs.future_shuffle,
+        manifest.shards[shard],
+        bucket=shard,
+        ids=rows.column(manifest.reading.id_column).unique().drop_null(),
+    )
+
+
 def _iter_chunks(rows: pa.Table, inputs: ShardInputs) -> Iterator[pa.Table]:
     """Yields whole series, as many as need a bounded memory; the rows of a series keep their order."""
     encoded = rows.column(inputs.manifest.reading.id_column).combine_chunks().dictionary_encode()
@@ -199,7 +224,9 @@ def _plan_chunks(lengths: Int[np.ndarray, "series"], *, horizon: int) -> Iterato
         yield first
 
 
-def _forecast_chunk(predictor: Predictor, chunk: pa.Table, manifest: BatchManifest, tables: _Tables) -> None:
+def _forecast_chunk(
+    predictor: Predictor, chunk: pa.Table, covariates: ShardCovariates, manifest: BatchManifest, tables: _Tables
+) -> None:
     reading = manifest.reading
     result: BatchResult = forecast_table(
         predictor,
@@ -207,6 +234,8 @@ def _forecast_chunk(predictor: Predictor, chunk: pa.Table, manifest: BatchManife
         horizon=manifest.horizon,
         level=manifest.level or None,
         quantiles=manifest.quantiles or None,
+        future=covariates.future,
+        static=covariates.static,
         columns=reading.names,
         freq=reading.freq,
         zone=reading.zone,

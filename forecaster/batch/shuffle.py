@@ -1,4 +1,4 @@
-"""The external shuffle: brings the rows of each series together by a hash of its id, in bounded memory and in steps that resume.
+"""The external shuffle: brings the rows of each series together by its id, in bounded memory and in steps that resume.
 
 Each step reads one slab of the input, sorts its rows into buckets, and writes them as one Arrow file with a record batch for
 each bucket. A step whose file exists is finished. A bucket is read from all files at its own offsets.
@@ -15,7 +15,8 @@ import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
-from forecaster.batch.source import Piece, Source
+from forecaster.batch.plan import find_id_ranges
+from forecaster.batch.source import IdValue, Piece, Source
 from forecaster.batch.stores import Store
 from forecaster.shapes import Int
 from forecaster.storage.failpoints import fail_point
@@ -34,6 +35,8 @@ class Shuffle(NamedTuple):
         ids: The ids to keep; None keeps all.
         scratch: The folder of the temporary files, a path or URL.
         folder: The name of their folder below it.
+        thresholds: The last id of each bucket, in order, if buckets are ranges of ids (the last may be None, unbounded); None
+            hashes ids.
     """
 
     source: Source
@@ -43,6 +46,7 @@ class Shuffle(NamedTuple):
     ids: tuple[str, ...] | None
     scratch: str
     folder: str
+    thresholds: tuple[IdValue | None, ...] | None = None
 
     def file_name(self, step: int) -> str:
         """Returns the name of the file that a step writes."""
@@ -74,19 +78,25 @@ def run_step(shuffle: Shuffle, step: int) -> int:
     return rows
 
 
-def read_bucket(shuffle: Shuffle, bucket: int) -> pa.Table | None:
-    """Returns the rows of a bucket, in the order of the input; None if there are none."""
+def read_bucket(shuffle: Shuffle, bucket: int, *, ids: pa.Array | None = None) -> pa.Table | None:
+    """Returns the rows of a bucket, in the order of the input, of all series or of some; None if there are none."""
     store, tables = Store(shuffle.scratch), list[pa.Table]()
     for step in range(len(shuffle.slabs)):
         with store.open_file(shuffle.file_name(step)) as file:
             if file.seek(0, 2) == 0:  # a slab without rows
                 continue
             reader = pa.ipc.open_file(file)
-            batches = [reader.get_batch(number) for number in range(bucket, reader.num_record_batches, shuffle.buckets)]
-            tables.append(pa.Table.from_batches(batches, reader.schema))
+            for number in range(bucket, reader.num_record_batches, shuffle.buckets):
+                table = pa.Table.from_batches([reader.get_batch(number)], reader.schema)
+                tables.append(table if ids is None else keep_ids(table, shuffle.source.columns.unique_id, ids))
     if not sum(table.num_rows for table in tables):
         return None
     return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+
+
+def keep_ids(table: pa.Table, column: str, ids: pa.Array) -> pa.Table:
+    """Returns the rows of some series."""
+    return table.filter(pc.is_in(table.column(column), value_set=ids))
 
 
 def hash_ids(ids: pa.Array, *, buckets: int, seed: int) -> Int[np.ndarray, "id"]:
@@ -99,12 +109,11 @@ def hash_ids(ids: pa.Array, *, buckets: int, seed: int) -> Int[np.ndarray, "id"]
 def _iter_slab(shuffle: Shuffle, step: int) -> Iterator[pa.Table]:
     """Yields the rows of a slab in tables of at most about MAX_FLUSH_ROWS rows."""
     pending: list[pa.Table] = []
-    name = shuffle.source.columns.names.unique_id
+    name = shuffle.source.columns.unique_id
     kept = None if shuffle.ids is None else pa.array(shuffle.ids, type=pa.string())
     for piece in shuffle.slabs[step]:
         for table in shuffle.source.iter_rows(piece, batch_rows=MAX_FLUSH_ROWS // 8):
-            rows = table if kept is None else table.filter(pc.is_in(table.column(name), kept))
-            pending.append(rows)
+            pending.append(table if kept is None else keep_ids(table, name, kept))
             if sum(other.num_rows for other in pending) >= MAX_FLUSH_ROWS:
                 yield pa.concat_tables(pending, promote_options="permissive")
                 pending = []
@@ -113,9 +122,12 @@ def _iter_slab(shuffle: Shuffle, step: int) -> Iterator[pa.Table]:
 
 
 def _split_by_bucket(table: pa.Table, shuffle: Shuffle) -> Iterator[pa.RecordBatch]:
-    """Yields one record batch for each bucket, some of them empty."""
-    encoded = table.column(shuffle.source.columns.names.unique_id).combine_chunks().dictionary_encode()
-    of_id = hash_ids(encoded.dictionary, buckets=shuffle.buckets, seed=shuffle.seed)
+    """Yields one record batch for each bucket, some of them empty; ids beyond all ranges are left out."""
+    encoded = table.column(shuffle.source.columns.unique_id).combine_chunks().dictionary_encode()
+    if shuffle.thresholds is None:
+        of_id = hash_ids(encoded.dictionary, buckets=shuffle.buckets, seed=shuffle.seed)
+    else:
+        of_id = np.array(find_id_ranges(encoded.dictionary.to_pylist(), shuffle.thresholds), dtype=np.int64)
     codes = pc.fill_null(encoded.indices, -1).to_numpy()
     bucket_of_row = np.append(of_id, 0)[codes]  # a row without an id has the code -1
     order = np.argsort(bucket_of_row, kind="stable")

@@ -1,4 +1,4 @@
-"""The input of a batch: Parquet files of one folder or one file, their row groups and fingerprint, and their rows."""
+"""The data sets of a batch: files of one folder or one file, their row groups and fingerprint, and their rows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+from forecaster.batch.csv_files import is_csv, iter_csv, open_csv, read_csv_header, read_csv_ids
 from forecaster.batch.stores import Store
-from forecaster.data.frames.rows import ColumnNames
-from forecaster.errors import InputError, MissingColumn, NoData
+from forecaster.errors import DuplicateColumn, InputError, MissingColumn, NoData
 
-_SUFFIX = ".parquet"
+PARQUET_SUFFIX = ".parquet"
 _MAGIC_BYTES = 8  # the length of the footer and `PAR1`, at the end of a file
 
 IdValue = str | int
@@ -51,7 +51,10 @@ class Piece(NamedTuple):
 
 
 class InputSummary(NamedTuple):
-    """What identifies an input: the number of files and rows, and a digest of names, sizes and footers of all files."""
+    """What identifies an input: the number of files and rows, and a digest of names, sizes and footers of all files.
+
+    Of CSV files, the digest has the contents.
+    """
 
     files: int
     rows: int
@@ -60,20 +63,27 @@ class InputSummary(NamedTuple):
 
 @dataclass(frozen=True)
 class InputColumns:
-    """The columns that are read: id, timestamps, values, and those that the model reads besides."""
+    """The columns that are read.
 
-    names: ColumnNames
+    Attributes:
+        unique_id: The ids.
+        others: The others.
+        numbers: Those of the others that hold numbers, as far as the text of CSV files does not say it.
+    """
+
+    unique_id: str
     others: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
 
     @property
     def listed(self) -> tuple[str, ...]:
         """All of them."""
-        return (*self.names, *self.others)
+        return (self.unique_id, *self.others)
 
 
 @dataclass(frozen=True)
 class Source:
-    """The Parquet files of a batch's input, sorted by name.
+    """The files of a data set, sorted by name.
 
     Attributes:
         location: The folder or file, a path or a URL.
@@ -99,16 +109,19 @@ class Source:
 
         Raises:
             MissingColumn: A file lacks a column.
-            InputError: A file is not Parquet.
+            InputError: A file cannot be read.
         """
         sizes = self._store.list_files()
         digest, groups = hashlib.sha256(), list[RowGroup]()
         for index, name in enumerate(self.files):
-            with self._store.open_file(name) as file:
-                footer = _read_footer(file)
-                digest.update(json.dumps([name, sizes.get(name, 0), hashlib.sha256(footer).hexdigest()]).encode())
-                parquet = self._open(file, name)
-                groups += self._list_row_groups(index, parquet)
+            if is_csv(name):
+                content = self._store.compute_digest(name).sha256
+                groups.append(self._describe_csv(index, name))
+            else:
+                with self._store.open_file(name) as file:
+                    content = hashlib.sha256(_read_footer(file)).hexdigest()
+                    groups += self._list_row_groups(index, self._open_parquet(file, name))
+            digest.update(json.dumps([name, sizes.get(name, 0), content]).encode())
         return InputSummary(len(self.files), sum(group.rows for group in groups), digest.hexdigest()), groups
 
     def read(self, pieces: Sequence[Piece], ids: IdRange = IdRange()) -> pa.Table:  # noqa: B008 (immutable)
@@ -122,8 +135,8 @@ class Source:
 
     def iter_ids(self, piece: Piece, ids: IdRange = IdRange()) -> Iterator[pa.Array]:  # noqa: B008 (immutable)
         """Yields the ids of a piece, as text, without reading its other columns."""
-        source = Source(self.location, InputColumns(self.columns.names), self.files)
-        name = self.columns.names.unique_id
+        name = self.columns.unique_id
+        source = Source(self.location, InputColumns(name), self.files)
         for table in source._iter_piece(piece, ids, batch_rows=1 << 20, only=(name,)):
             yield table.column(name).combine_chunks()
 
@@ -132,23 +145,31 @@ class Source:
     ) -> Iterator[pa.Table]:
         name = self.files[piece.file]
         wanted, folders = only or self.columns.listed, parse_folder_names(name)
+        in_file = [column for column in wanted if column not in folders]
         with self._store.open_file(name) as file:
-            parquet = self._open(file, name)
-            numbers = list(range(piece.first, piece.stop))
-            in_file = [column for column in wanted if column not in folders]
-            if batch_rows is None:
-                tables = iter([parquet.read_row_groups(numbers, columns=in_file, use_threads=False)])
-            else:
-                batches = parquet.iter_batches(batch_rows, row_groups=numbers, columns=in_file, use_threads=False)
-                tables = (pa.Table.from_batches([batch]) for batch in batches)
-            for table in tables:
+            for table in self._iter_file(file, name, piece, in_file, batch_rows=batch_rows):
                 for column in wanted:
                     if column in folders:
                         table = table.append_column(column, pa.repeat(pa.scalar(folders[column]), table.num_rows))
                 yield self._with_text_ids(_decode(table.select(list(wanted))), ids)
 
+    def _iter_file(
+        self, file: Any, name: str, piece: Piece, columns: Sequence[str], *, batch_rows: int | None
+    ) -> Iterator[pa.Table]:
+        """Yields the rows of a piece of a file, as Parquet has them or as the text of CSV."""
+        if is_csv(name):
+            in_numbers = [column for column in columns if column in self.columns.numbers]
+            yield from iter_csv(open_csv(file, name), columns, in_numbers, where=self._show(name))
+            return
+        parquet, numbers = self._open_parquet(file, name), list(range(piece.first, piece.stop))
+        if batch_rows is None:
+            yield parquet.read_row_groups(numbers, columns=columns, use_threads=False)
+            return
+        for batch in parquet.iter_batches(batch_rows, row_groups=numbers, columns=columns, use_threads=False):
+            yield pa.Table.from_batches([batch])
+
     def _with_text_ids(self, table: pa.Table, ids: IdRange) -> pa.Table:
-        name = self.columns.names.unique_id
+        name = self.columns.unique_id
         column = table.column(name)
         if ids.after is not None:
             table = table.filter(pc.greater(column, ids.after))
@@ -159,27 +180,56 @@ class Source:
         index = table.schema.get_field_index(name)
         return table.set_column(index, name, column.cast(pa.string()))
 
-    def _open(self, file: Any, name: str) -> pq.ParquetFile:
-        shown = f"{self._store.shown_location}/{name}"
+    def _show(self, name: str) -> str:
+        return f"{self._store.shown_location}/{name}"
+
+    def _open_parquet(self, file: Any, name: str) -> pq.ParquetFile:
         try:
             parquet = pq.ParquetFile(file)
         except pa.ArrowInvalid as error:
             raise InputError(
-                f"Expected a Parquet file at {shown}; {str(error).rstrip('.')}. Write it again, or remove it.",
-                where=shown,
+                f"Expected a Parquet file at {self._show(name)}; {str(error).rstrip('.')}. Write it again, or remove it.",
+                where=self._show(name),
             ) from error
-        available = [*parquet.schema_arrow.names, *parse_folder_names(name)]
+        self._validate_columns(parquet.schema_arrow.names, name)
+        return parquet
+
+    def _validate_columns(self, in_file: Sequence[str], name: str) -> None:
+        """Raises MissingColumn unless every column is in a file or in the folders around it."""
+        available = {*in_file, *parse_folder_names(name)}
         missing = [column for column in self.columns.listed if column not in available]
         if missing:
             raise MissingColumn(
-                f"Expected the columns {', '.join(self.columns.listed)} in {shown}; {', '.join(missing)} not found. Add them, "
-                "or name other columns.",
+                f"Expected the columns {', '.join(self.columns.listed)} in {self._show(name)}; {', '.join(missing)} not found. "
+                "Add them, or name other columns.",
                 where=missing[0],
             )
-        return parquet
+
+    def _describe_csv(self, index: int, name: str) -> RowGroup:
+        """Reads the ids of a CSV file, which is one row group."""
+        with self._store.open_file(name) as file:
+            names = read_csv_header(open_csv(file, name), where=self._show(name))
+        self._validate_columns(names, name)
+        repeated = [column for column in self.columns.listed if names.count(column) > 1]
+        if repeated:
+            raise DuplicateColumn(
+                f"Expected one column {repeated[0]!r} in {self._show(name)}; it exists more than once. Drop or rename one.",
+                where=repeated[0],
+            )
+        folders, unique_id = parse_folder_names(name), self.columns.unique_id
+        first = next((column for column in self.columns.listed if column not in folders), None)
+        if first is None:
+            raise MissingColumn(
+                f"Expected a column that is not in the folders of {self._show(name)}; found none. Add it.", where=name
+            )
+        with self._store.open_file(name) as file:
+            found = read_csv_ids(open_csv(file, name), first, where=self._show(name))
+        if first != unique_id:
+            return RowGroup(index, 0, found.rows, folders[unique_id], folders[unique_id])
+        return RowGroup(index, 0, found.rows, found.lowest, found.highest)
 
     def _list_row_groups(self, index: int, parquet: pq.ParquetFile) -> Iterator[RowGroup]:
-        folders, name = parse_folder_names(self.files[index]), self.columns.names.unique_id
+        folders, name = parse_folder_names(self.files[index]), self.columns.unique_id
         metadata = parquet.metadata
         position = None if name in folders else list(metadata.schema.names).index(name)
         for number in range(metadata.num_row_groups):
@@ -188,8 +238,8 @@ class Source:
             yield RowGroup(index, number, group.num_rows, *bounds)
 
 
-def open_source(location: str, columns: InputColumns) -> Source:
-    """Finds the Parquet files of a folder with its subfolders, or one file; names beginning with `_` or `.` are left out.
+def open_source(location: str, columns: InputColumns, *, suffixes: tuple[str, ...] = (PARQUET_SUFFIX,)) -> Source:
+    """Finds the files of a folder with its subfolders, or one file; names beginning with `_` or `.` are left out.
 
     Raises NoData if there is no such file; SourceNotFound or SourceUnavailable if the location cannot be read.
     """
@@ -200,12 +250,12 @@ def open_source(location: str, columns: InputColumns) -> Source:
     files = tuple(
         name
         for name in store.list_files()
-        if name.lower().endswith(_SUFFIX) and not any(part.startswith(("_", ".")) for part in name.split("/"))
+        if name.lower().endswith(suffixes) and not any(part.startswith(("_", ".")) for part in name.split("/"))
     )
     if not files:
         raise NoData(
-            f"Expected a file ending in {_SUFFIX}, or a folder of such files, at {store.shown_location}; found none. Check the "
-            "path; write other formats as Parquet first.",
+            f"Expected a file ending in {' or '.join(suffixes)}, or a folder of such files, at {store.shown_location}; found "
+            "none. Check the path; write other formats as Parquet first.",
             where=store.shown_location,
         )
     return Source(location, columns, files)

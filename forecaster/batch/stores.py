@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,48 @@ class StoredFile(NamedTuple):
 
     sha256: str
     size: int
+
+
+class _StoreReader(io.RawIOBase):
+    """A file of a store, whose errors are translated while it is read too: the store may stop responding in its middle."""
+
+    def __init__(self, file: Any, translate_errors: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__()
+        self._file, self._translate_errors = file, translate_errors
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Returns the position."""
+        return int(self._file.tell())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Changes the position, without a request."""
+        return int(self._file.seek(offset, whence))
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Reads bytes; raises SourceUnavailable."""
+        with self._translate_errors():
+            content: bytes = self._file.read(size)
+        return content
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Reads bytes into a buffer; raises SourceUnavailable."""
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        """Closes the file."""
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 class Store:
@@ -94,11 +138,12 @@ class Store:
             return bool(self._filesystem.isfile(self._path(name)))
 
     def open_file(self, name: str) -> Any:
-        """Opens a file for reading, with random access; raises SourceNotFound."""
+        """Opens a file for reading, with random access; raises SourceNotFound, and SourceUnavailable while it is read."""
         with self._translate_errors(name):
             if self.is_local:
                 return (self._folder / name).open("rb")
-            return self._filesystem.open(self._path(name), "rb")
+            file = self._filesystem.open(self._path(name), "rb")
+        return _StoreReader(file, partial(self._translate_errors, name))
 
     def read_bytes(self, name: str) -> bytes:
         """Reads a whole file; raises SourceNotFound."""
@@ -112,13 +157,15 @@ class Store:
             write_file(self._folder / name, lambda file: file.write(view))
             (self._folder / name).chmod(0o644)
         else:
-            with self._translate_errors(name):
+            with self._translate_errors(name, is_write=True):
                 self._filesystem.pipe_file(self._path(name), bytes(view))
         return StoredFile(hashlib.sha256(view).hexdigest(), view.nbytes)
 
     def compute_digest(self, name: str) -> StoredFile:
         """Reads a file and returns its digest and size; raises SourceNotFound."""
         digest, size = hashlib.sha256(), 0
+        if not self.is_local:  # another machine may have replaced it since it was listed
+            self._filesystem.invalidate_cache(self._path(name))
         with self.open_file(name) as file:
             while chunk := file.read(_DIGEST_CHUNK_BYTES):
                 digest.update(chunk)
@@ -175,7 +222,7 @@ class Store:
         return f"{self._root}/{name}" if name else self._root
 
     @contextmanager
-    def _translate_errors(self, name: str = "") -> Iterator[None]:
+    def _translate_errors(self, name: str = "", *, is_write: bool = False) -> Iterator[None]:
         """Translates the exceptions of a store, which may be of any class; those of this machine's files stay OSErrors."""
         shown = f"{self.shown_location}/{name}" if name else self.shown_location
         try:
@@ -189,6 +236,10 @@ class Store:
                 where=shown,
             ) from error
         except FileNotFoundError as error:
+            if is_write and not self.is_local:
+                raise SourceNotFound(
+                    f"Expected a bucket for {shown}; found none. Create it, or correct the URL.", where=shown
+                ) from error
             raise SourceNotFound(f"Expected a file at {shown}; found none. Check the path.", where=shown) from error
         except Exception as error:  # each store has its own exception classes
             if self.is_local:

@@ -54,9 +54,9 @@ def open_histories(data: Any, options: ReadOptions, *, future: Any, static: Any)
         InputError: `future` or `static` do not belong to the model, or `static` has two rows for a series.
     """
     names = options.names
-    table = _to_table(data, argument="table", id_column=names.unique_id)
+    table = to_table(data, argument="table", id_column=names.unique_id)
     if static is not None:
-        table = _join_static(table, _to_table(static, argument="static", id_column=names.unique_id), options)
+        table = _join_static(table, to_table(static, argument="static", id_column=names.unique_id), options)
     wanted = [*names, *options.covariates, *options.static, *options.channels]
     table = table.select([name for name in dict.fromkeys(wanted) if name in table.column_names])
     encoded = _encode_ids(table.column(names.unique_id))
@@ -125,7 +125,8 @@ def to_arrow_column(values: pd.Series) -> pa.Array | pa.ChunkedArray:
     return pa.array(utc, type=pa.timestamp("us", tz=zone.removeprefix("UTC") or zone))
 
 
-def _to_table(data: Any, *, argument: str, id_column: str) -> pa.Table:
+def to_table(data: Any, *, argument: str, id_column: str) -> pa.Table:
+    """Converts an Arrow table or a frame; raises InputError, DuplicateColumn or, without ids, MissingColumn."""
     if isinstance(data, pd.DataFrame):
         names = [str(name) for name in data.columns]
         table = pa.Table.from_arrays([to_arrow_column(data.iloc[:, index]) for index in range(len(names))], names=names)
@@ -212,21 +213,36 @@ def _join_static(table: pa.Table, static: pa.Table, options: ReadOptions) -> pa.
     return table
 
 
-def _open_future(future: Any, style: TableStyle, options: ReadOptions) -> pd.DataFrame:
-    """Returns the rows of the future of the series of the histories, with their ids as text."""
+def _open_future(future: Any, style: TableStyle, options: ReadOptions) -> pd.DataFrame | None:
+    """Returns the rows of the future of the series of the histories, with their ids as text; None if there are none."""
     if not options.covariates:
         raise InputError(
             "Expected no `future`, because this model has no covariates. Leave it out, or use a model with covariates.",
             where="future",
         )
-    unique_id, _, y = options.names
-    table = _to_table(future, argument="future", id_column=unique_id)
+    unique_id, ds, y = options.names
+    table = to_table(future, argument="future", id_column=unique_id)
     texts = table.column(unique_id).combine_chunks().cast(pa.string())
     is_wanted = pc.is_in(texts, value_set=pa.array(style.id_texts, pa.string()))
     table = table.drop_columns([name for name in (unique_id, y) if name in table.column_names]).filter(is_wanted)
+    if not table.num_rows:
+        return None
+    if ds in table.column_names and pa.types.is_integer(style.time_type):
+        table = _with_integer_steps(table, ds)
     rows = _to_rows(table)
     rows.insert(0, unique_id, texts.filter(is_wanted).to_pandas().astype(object))
     return rows
+
+
+def _with_integer_steps(table: pa.Table, ds: str) -> pa.Table:
+    """Returns a table whose steps are numbers, if the text of a CSV file has them."""
+    index = table.schema.get_field_index(ds)
+    if not pa.types.is_string(table.schema.field(ds).type):
+        return table
+    try:
+        return table.set_column(index, ds, table.column(ds).cast(pa.int64()))
+    except pa.ArrowInvalid:
+        return table  # refused later, as timestamps of another kind
 
 
 def _result_time_type(time_type: pa.DataType, model_freq: str) -> pa.DataType:

@@ -42,6 +42,11 @@ class DatasetOptions:
     layout: Literal["auto", "files", "shuffle"] = "auto"
     """Where the rows of a series are: auto finds it by the statistics of the files, and shuffles rows that are not together;
     files states that no series is in two files; shuffle always shuffles."""
+    future: str | None = None
+    """File or folder (Parquet or CSV, a path or URL) with the covariates after the histories: id, timestamp and one column each.
+    Without it, rows of SOURCE after the last value are that future."""
+    static: str | None = None
+    "File or folder (Parquet or CSV, a path or URL) with the static features, one row per series, if SOURCE lacks them."
 
     def to_reading(self) -> ReadingOptions:
         """Returns the options of reading that a manifest records."""
@@ -143,7 +148,13 @@ def batch(
             where="max_rejects",
         )
     share = work_options.parse_share()
-    refuse_passwords(source=source, out=out, scratch=work_options.scratch)
+    refuse_passwords(
+        source=source,
+        out=out,
+        scratch=work_options.scratch,
+        future=dataset_options.future,
+        static=dataset_options.static,
+    )
     if schedule_options.cron is not None:
         schedule_command(f"batch-{_derive_job_name(model)}", "batch", arguments, schedule_options, root_options)
         return
@@ -160,6 +171,8 @@ def batch(
         level=level,
         quantiles=quantiles,
         reading=dataset_options.to_reading(),
+        future=dataset_options.future,
+        static=dataset_options.static,
         workers=work_options.workers or count_cores(),
         share=share,
         scratch=work_options.scratch,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from forecaster.evaluation.significance import SignificanceResult
     from forecaster.series import Panel
     from pipelines.promotion.verdict import Verdict
-    from pipelines.tuning.search import TuningResult
+    from pipelines.tuning.results import TuningResult
 
 _OPTIONS_OF_ARGUMENTS = {
     "freq": "--freq",
@@ -217,7 +217,7 @@ def _format_value(value: float | None, format_spec: str) -> str:
 
 def print_tuning_result(result: TuningResult) -> None:
     """Prints the five best trials, and the score of the best one with those of the baselines."""
-    from pipelines.tuning.search import format_baseline_values
+    from pipelines.tuning.results import format_baseline_values
     from pipelines.tuning.search_space import format_params
 
     print(f"{'trial':>5}{'rollout':>10}{'epochs':>8}{'seconds':>9}  parameters")

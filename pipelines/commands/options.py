@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from forecaster.errors import BadSpec, InputError, NoSuchModel
-from pipelines.scheduling.ray_tasks import WorkPlace, open_runner
+from pipelines.scheduling.ray_tasks import WorkPlace, open_runner, require_ray
 
 if TYPE_CHECKING:
     from forecaster.progress import Progress
@@ -146,6 +146,16 @@ class DeviceOptions:
         refuse_other_launchers()
         if self != DeviceOptions():
             validate_device(accelerator=self.accelerator, devices=self.devices, allow_several=allow_several)
+
+    def validate_cluster(self, *, on_disk: bool = False) -> None:
+        """Raises InputError for options that tasks of one CPU on a Ray cluster cannot have; MissingPackage without Ray."""
+        if on_disk or self.accelerator not in ("auto", "cpu") or self.devices != "1":
+            found = "--on-disk" if on_disk else f"--accelerator {self.accelerator} --devices {self.devices}"
+            raise InputError(
+                f"Expected --on ray with data in memory and one CPU for each variant; found {found}. Leave that out, or --on.",
+                where="on",
+            )
+        require_ray()
 
 
 @Parameter(name="*")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from forecaster.errors import InputError, LedgerError, MissingPackage, RefusedByGate
+from forecaster.errors import LedgerError, MissingPackage, RefusedByGate
 from forecaster.installation import DISTRIBUTION, describe_missing_module
 from pipelines.commands.console import name_options, print_scores, print_verdict, warn, warn_about_partial_periods
 from pipelines.commands.model_options import resolve_bundle
@@ -23,7 +23,7 @@ from pipelines.commands.options import (
     validate_counts,
 )
 from pipelines.commands.schedule import ScheduleOptions, schedule_command
-from pipelines.scheduling.ray_tasks import WorkPlace, require_ray
+from pipelines.scheduling.ray_tasks import WorkPlace
 
 if TYPE_CHECKING:
     from forecaster.series import Panel
@@ -70,8 +70,7 @@ def train(
     """
     from forecaster.bundle import artifact
     from forecaster.progress.display import create_display
-    from pipelines.sources import read_panel
-    from pipelines.sources.on_disk import read_panel_on_disk
+    from pipelines.sources.on_disk import read_training_panel
     from pipelines.training import train as training
 
     progress = create_display()
@@ -86,14 +85,11 @@ def train(
     )
     device_options.validate(allow_several=True)
     if on == "ray":
-        _validate_cluster_options(device_options, on_disk=on_disk)
+        device_options.validate_cluster(on_disk=on_disk)
     spec = spec_options.read_spec(seed=seed, fallback=None if initial is None else initial.spec)
     now = datetime.now(UTC)
-    panel = (
-        read_panel_on_disk(source.for_spec(spec), folder=root.path, progress=progress)
-        if on_disk
-        else read_panel(source.for_spec(spec), now=now, progress=progress)
-    )
+    folder = root.path if on_disk else None
+    panel = read_training_panel(source.for_spec(spec), folder=folder, now=now, progress=progress)
     warn_about_partial_periods(panel, now=now)
     with spec_options.select_spec(
         spec,
@@ -114,19 +110,6 @@ def train(
     print(f"bundle  {result.bundle}\nrun     {run_id}\ndigest  {result.digest}")
     if result.advice is not None:
         warn(name_options(result.advice))
-
-
-def _validate_cluster_options(device_options: DeviceOptions, *, on_disk: bool) -> None:
-    """Raises InputError for what tasks of one CPU cannot use, and MissingPackage if Ray is not installed."""
-    if on_disk or device_options.accelerator not in ("auto", "cpu") or device_options.devices != "1":
-        found = (
-            "--on-disk" if on_disk else f"--accelerator {device_options.accelerator} --devices {device_options.devices}"
-        )
-        raise InputError(
-            f"Expected --on ray with data in memory and one CPU for each variant; found {found}. Leave that out, or --on.",
-            where="on",
-        )
-    require_ray()
 
 
 def can_record(root: Root) -> bool:
@@ -158,6 +141,7 @@ def retrain(
     again: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     if_needed: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     min_new: int | None = None,
+    on_disk: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     schedule_options: ScheduleOptions = _SCHEDULE_OPTIONS,
     device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
@@ -189,12 +173,15 @@ def retrain(
         if there are none.
     min_new
         With --if-needed: number of new steps that trigger a retraining; by default the champion's horizon.
+    on_disk
+        Keep the values in a file in the root, as for train. The version and the verdict are the same.
     """
     arguments = {name: value for name, value in locals().items() if name not in ("schedule_options", "root_options")}
     from forecaster.progress.display import create_display
     from pipelines.promotion.policy import read_policy
     from pipelines.retraining import retrain as retraining
-    from pipelines.sources import derive_model_name, read_panel
+    from pipelines.sources import derive_model_name
+    from pipelines.sources.on_disk import read_training_panel
 
     validate_counts(min_new=min_new)
     source = data_options.to_data_source(data)
@@ -217,7 +204,8 @@ def retrain(
     device_options.validate(allow_several=True)  # a scheduled job may run on another machine
     root, progress = root_options.open_root(), create_display()
     now = datetime.now(UTC)
-    panel = read_panel(source.for_spec(spec), now=now, progress=progress)
+    folder = root.path if on_disk else None
+    panel = read_training_panel(source.for_spec(spec), folder=folder, now=now, progress=progress)
     warn_about_partial_periods(panel, now=now)
     if if_needed and not _needs_retraining(
         name, panel, root, min_new_steps=min_new, max_days_ahead=options.policy.days_ahead

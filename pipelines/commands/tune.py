@@ -6,10 +6,13 @@ import shlex
 from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from pipelines.commands.console import print_tuning_result
 from pipelines.commands.options import DataOptions, DeviceOptions, RootOptions, SpecOptions, validate_output_paths
+from pipelines.scheduling.ray_tasks import WorkPlace, open_runner
 
 if TYPE_CHECKING:
     from forecaster.spec import Spec
@@ -28,6 +31,9 @@ def tune(
     seed: int = 0,
     valid_windows: int | None = None,
     test_windows: int = 1,
+    parallel: int = 1,
+    on: WorkPlace = "local",
+    on_disk: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     out: Path = Path("best.yaml"),
     device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
@@ -47,9 +53,10 @@ def tune(
     season
         Steps of a season, as for train; overrides the specification.
     trials
-        Number of specifications to train, including those of an earlier call with the same arguments.
+        Number of specifications to train, including those of an earlier call with the same arguments; rounded up to whole
+        batches.
     timeout
-        Seconds after which no further trial is started.
+        Seconds after which no further trial or batch is started.
     seed
         Seed of the search; networks use the seed of the specification.
     valid_windows
@@ -57,6 +64,14 @@ def tune(
         which overlap in short histories, if a third of the median history has five.
     test_windows
         Rolling origins at the end that the search does not use, as for train.
+    parallel
+        Trials that are proposed together, before any of them has a result. It changes the search as --seed does; the number of
+        workers does not.
+    on
+        Where trials are fitted: one after another in this process, or a batch at a time as tasks on the Ray cluster that
+        RAY_ADDRESS names (docs/batch.md). The variants of a preset are tasks too.
+    on_disk
+        Keep the values in a file in the root, as for train. The search is the same; the forecasts of the baselines are in memory.
     out
         File for the best specification (YAML).
     """
@@ -65,7 +80,7 @@ def tune(
     from forecaster.progress.display import create_display
     from forecaster.spec import Spec
     from forecaster.training.presets import with_validation_windows
-    from pipelines.sources import read_panel
+    from pipelines.sources.on_disk import read_training_panel
     from pipelines.tuning.search import select_history, validate_search
     from pipelines.tuning.search import tune as run_search
 
@@ -77,9 +92,12 @@ def tune(
     checked = center or Spec(name="placeholder", context=1, horizon=horizon or 1)
     checked = _set_valid_windows(checked, 1 if valid_windows is None else valid_windows)
     device_options.validate()
-    validate_search(checked, n_trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
+    if on == "ray":
+        device_options.validate_cluster(on_disk=on_disk)
+    validate_search(checked, n_trials=trials, timeout=timeout, seed=seed, test_windows=test_windows, parallel=parallel)
     root, progress = root_options.open_root(), create_display()
-    panel = read_panel(source.for_spec(center), now=datetime.now(UTC), progress=progress)
+    folder = root.path if on_disk else None
+    panel = read_training_panel(source.for_spec(center), folder=folder, now=datetime.now(UTC), progress=progress)
     with spec_options.select_spec(
         center,
         panel,
@@ -88,6 +106,7 @@ def tune(
         test_windows=test_windows,
         with_pretrained=False,  # a search changes the network, which the pretrained weights do not allow
         device_options=device_options,
+        on=on,
         progress=progress,
     ) as selection:
         if valid_windows is None:
@@ -96,22 +115,26 @@ def tune(
             )
         else:
             spec = _set_valid_windows(selection.spec, valid_windows)
-        result = run_search(
-            source,
-            spec,
-            root,
-            panel=panel,
-            output_path=out,
-            n_trials=trials,
-            timeout=timeout,
-            seed=seed,
-            test_windows=test_windows,
-            accelerator=device_options.accelerator,
-            devices=device_options.devices,
-            progress=progress,
-        )
+        with open_runner(on, workers=None) as run_steps:
+            result = run_search(
+                source,
+                spec,
+                root,
+                panel=panel,
+                output_path=out,
+                n_trials=trials,
+                timeout=timeout,
+                seed=seed,
+                test_windows=test_windows,
+                parallel=parallel,
+                accelerator=device_options.accelerator if on == "local" else "cpu",
+                devices=device_options.devices,
+                run_steps=run_steps,
+                progress=progress,
+            )
     print_tuning_result(result)
-    print(f"next    {_format_train_command(data, out, test_windows, data_options, root_options)}")
+    command = _format_train_command(data, out, test_windows, data_options, root_options)
+    print(f"next    {command}{' --on-disk' if on_disk else ''}")
 
 
 def _set_valid_windows(spec: Spec, valid_windows: int) -> Spec:

@@ -56,7 +56,8 @@ def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | No
         np.linspace(0, len(result.series) - 1, min(MAX_REPLAYED_SERIES, len(result.series))).round().astype(int)
     )
     steps_after_cutoff = result.origin_offsets[-1]
-    histories = [result.series[index].take_first(len(result.series[index]) - steps_after_cutoff) for index in chosen]
+    series = [result.series[index] for index in chosen.tolist()]
+    histories = [item.take_first(len(item) - steps_after_cutoff) for item in series]
     horizon, reference = result.horizon, EnsembleEngine([PyTorchEngine(network) for network in model.networks])
     value_range = np.array([_compute_range(history) for history in histories])
     network_only = without_bounds(
@@ -72,7 +73,7 @@ def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | No
         latency_ms=_measure_latency(served, histories[0], horizon),
         graph_difference=None if onnx_means is None else _compute_max_difference(onnx_means, expected, value_range),
         replay_difference=_compute_max_difference(_predict_means(served, histories, horizon), tested, value_range),
-        exposure_gap=_measure_exposure_gap(model, [result.series[index] for index in chosen]),
+        exposure_gap=_measure_exposure_gap(model, series),
         steps_behind=None if champion is None else count_steps_behind(model, champion),
         champion_differences=() if champion is None else _explain_unmeasured_champion(result, champion),
         days_ahead=count_days_ahead(model, now),

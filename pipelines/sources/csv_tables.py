@@ -13,13 +13,12 @@ from typing import IO, Any, NamedTuple
 
 import pandas as pd
 
+from forecaster.data.frames.columns import MISSING_VALUE_MARKERS
 from forecaster.errors import InputError, NoData
 from pipelines.sources.data import DataSource
 from pipelines.sources.source_files import SourceFile, SourceTable, unreadable
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-# Cell texts that mean "not observed" in a column of values.
-_MISSING_VALUE_MARKERS = ["", "#N/A", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "-nan", "NULL", "null", "None"]
 _BOOLS = {"True", "False", "true", "false", "TRUE", "FALSE"}
 _NUMBER_WITH_COMMA = re.compile(r"\s*[+-]?\d+(?:,\d+)?(?:[eE][+-]?\d+)?\s*")
 _THOUSANDS = re.compile(r"\s*[+-]?[1-9]\d{0,2},\d{3}\s*")
@@ -49,7 +48,7 @@ def read_csv(file: SourceFile, data: DataSource) -> SourceTable:
         category_columns = {*data.static, *data.covariates, *symbol_columns}
         dtypes: dict[Hashable, Any] = {raw: str for raw, name in names.items() if name in text_columns}
         markers = {
-            raw: [""] if name in category_columns else _MISSING_VALUE_MARKERS
+            raw: [""] if name in category_columns else MISSING_VALUE_MARKERS
             for raw, name in names.items()
             if name != data.columns.unique_id
         }
@@ -104,7 +103,7 @@ def _parse_column(raw: pd.Series, delimiter: str, *, is_category: bool) -> tuple
     """
     if pd.api.types.is_numeric_dtype(raw) or pd.api.types.is_bool_dtype(raw):
         return raw, False
-    is_missing = raw.isna() | raw.isin(_MISSING_VALUE_MARKERS)
+    is_missing = raw.isna() | raw.isin(MISSING_VALUE_MARKERS)
     texts = raw[~is_missing].astype(str)
     with_comma = texts[texts.str.contains(",", regex=False)]
     # 1,234 may be a thousand or a fraction, so it is not converted unless other cells decide it.

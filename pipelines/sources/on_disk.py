@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 from forecaster.data.on_disk.parquet import ParquetSource, count_rows, read_parquet_panel
@@ -10,6 +11,7 @@ from forecaster.errors import InputError
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from pipelines.sources.data import DataSource
+from pipelines.sources.panels import read_panel
 
 
 def read_panel_on_disk(data: DataSource, *, folder: Path, progress: Progress = NO_PROGRESS) -> Panel:
@@ -27,6 +29,15 @@ def read_panel_on_disk(data: DataSource, *, folder: Path, progress: Progress = N
         panel = read_parquet_panel(source, folder=folder, progress=progress)
         progress.update(num_rows, f"{describe_size(panel)}, on disk")
     return panel
+
+
+def read_training_panel(
+    data: DataSource, *, folder: Path | None, now: datetime, progress: Progress = NO_PROGRESS
+) -> Panel:
+    """Reads the panel of a training: on disk if a folder for its values is given, else into memory (`read_panel`)."""
+    if folder is None:
+        return read_panel(data, now=now, progress=progress)
+    return read_panel_on_disk(data, folder=folder, progress=progress)
 
 
 def _validate_source(data: DataSource) -> None:

@@ -32,7 +32,7 @@ NUM_SKIPPED = {
     "another library": 13,
     "installs packages": 2,
     "needs Docker": 7,
-    "needs a cluster": 1,
+    "needs a cluster": 2,
     "needs a model with covariates": 1,
     "needs a packaged service": 2,
     "needs a tracking server": 1,

@@ -31,14 +31,22 @@ def make_search_folder(folder: Path, migrated: Path) -> Path:
 
 def count_reported_epochs(folder: Path, trial: int) -> int:
     """Returns how many epochs a trial, given by its number in the database, has reported."""
+    running = "select trial_id from trials where number = ? and state = 'RUNNING'"
+    return count_rows(folder, f"select count(*) from trial_intermediate_values where trial_id in ({running})", trial)
+
+
+def count_fitted_trials(folder: Path) -> int:
+    """Returns how many trials of batches have an outcome."""
+    return count_rows(folder, "select count(*) from trial_user_attributes where key = 'outcome'")
+
+
+def count_rows(folder: Path, query: str, *arguments: int) -> int:
     path = folder / "root" / "tune.db"
     if not path.exists():
         return 0
-    running = "select trial_id from trials where number = ? and state = 'RUNNING'"
-    query = f"select count(*) from trial_intermediate_values where trial_id in ({running})"
     with closing(sqlite3.connect(path)) as database:
         try:
-            return int(database.execute(query, (trial,)).fetchone()[0])
+            return int(database.execute(query, arguments).fetchone()[0])
         except sqlite3.OperationalError:  # no table yet
             return 0
 
@@ -69,3 +77,24 @@ def test_a_killed_search_resumes_and_finds_the_uninterrupted_result(migrated_roo
     children = [run for run in runs if run is not parent]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert sorted(run.info.status for run in children) == ["FINISHED"] * TRIAL_COUNT + ["KILLED"] * 2
+
+
+@pytest.mark.nightly
+def test_a_killed_search_in_batches_finds_the_uninterrupted_result(migrated_root: Path, tmp_path: Path) -> None:
+    command = [*TUNE_COMMAND, "--parallel", 2]
+    uninterrupted = make_search_folder(tmp_path / "uninterrupted", migrated_root)
+    killed = make_search_folder(tmp_path / "killed", migrated_root)
+    completed = run_forecaster(*command, folder=uninterrupted)
+    assert completed.returncode == 0, completed.stderr
+    for fitted in (1, 4):  # in the middle of the first batch, and when the second one is recorded
+        with start_process(["-m", "pipelines.cli", *map(str, command)], killed) as process:
+            wait_until(
+                lambda count=fitted: process.poll() is not None or count_fitted_trials(killed) >= count, pause=0.01
+            )
+            process.send_signal(signal.SIGKILL)
+            assert process.wait(20) == -signal.SIGKILL, (killed / "process.log").read_text()
+        assert not (killed / "best.yaml").exists()
+    resumed = run_forecaster(*command, folder=killed)
+    assert resumed.returncode == 0, resumed.stderr
+    assert count_fitted_trials(killed) == TRIAL_COUNT
+    assert (killed / "best.yaml").read_bytes() == (uninterrupted / "best.yaml").read_bytes()

@@ -14,6 +14,8 @@ from forecaster.errors import BadId, DuplicateColumn, MissingColumn, NoData, Not
 from forecaster.series import MAX_ABS_VALUE
 from forecaster.shapes import Float64, Int
 
+# Cell texts of CSV files that mean "not observed" in a column of values.
+MISSING_VALUE_MARKERS = ["", "#N/A", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "-nan", "NULL", "null", "None"]
 MAX_ID_LENGTH = 200  # characters; HTTP requests do not accept longer ids
 _DEFAULT_ID = "unique_id"
 _MAX_LISTED_PAIRS = 3  # pairs of similar ids listed in a message

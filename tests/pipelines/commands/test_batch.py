@@ -17,13 +17,22 @@ from forecaster.api.messages import ForecastWarning
 from forecaster.batch import read_archive
 from forecaster.batch.manifest import CATALOGUE_FILE
 from forecaster.bundle import artifact
-from forecaster.errors import BundleError, FrequencyUnknown, InputError, LevelOutOfRange, TooManyRejects
+from forecaster.errors import (
+    BundleError,
+    FrequencyUnknown,
+    InputError,
+    LevelOutOfRange,
+    ManifestMismatch,
+    TooManyRejects,
+)
 from pipelines.commands.batch import DatasetOptions, WorkOptions, batch
 from pipelines.commands.options import RootOptions
 from pipelines.commands.schedule import ScheduleOptions
 from pipelines.commands.score import ScoreOutputs, score
 from pipelines.scheduling.jobs import JobStore
 from tests.factories import make_fitted_model, make_spec
+from tests.forecaster.batch.test_covariates import FUTURE, HISTORIES, STATIC
+from tests.forecaster.prediction.test_covariates import make_model
 from tests.system.processes import CHECKOUT, make_environment
 
 NIGHT = "2026-01-11"
@@ -165,6 +174,27 @@ def test_workers_and_a_program_without_torch_write_the_bytes_of_one_process(data
         digests.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.parquet")})
     assert digests[0] == digests[1]
     assert len(digests[0]) > 3
+
+
+def test_covariates_may_be_files_or_tables_of_their_own(tmp_path: Path) -> None:
+    HISTORIES.to_pandas().to_parquet(tmp_path / "history.parquet", index=False)
+    FUTURE.to_pandas().to_csv(tmp_path / "future.csv", index=False)
+    STATIC.to_pandas().to_csv(tmp_path / "static.csv", index=False)
+    artifact.save_bundle(make_model("rollout", calendar=()), tmp_path / "bundle", card="# covariates")
+    places = DatasetOptions(future=str(tmp_path / "future.csv"), static=str(tmp_path / "static.csv"))
+    options = {"as_of": NIGHT, "horizon": 5, "work_options": WorkOptions(workers=1)}
+    source, out = str(tmp_path / "history.parquet"), str(tmp_path / "archive")
+    batch(str(tmp_path / "bundle"), source, out=out, dataset_options=places, **options)
+    model = Forecaster.load(tmp_path / "bundle")
+    tables = {"future": FUTURE.to_pandas(), "static": STATIC}
+    report = model.predict_dataset(source, tmp_path / "other", 5, as_of=NIGHT, progress=False, **tables)
+    assert (report.series, report.rejected) == (12, 0)
+    columns = ["unique_id", "ds", "forecaster"]
+    assert read_archive(str(tmp_path / "other"), columns=columns).equals(read_archive(out, columns=columns))
+    assert model.predict_dataset(source, tmp_path / "other", 5, as_of=NIGHT, progress=False, **tables).computed == 0
+    tables["future"].loc[0, "heat"] += 1
+    with pytest.raises(ManifestMismatch, match="future of covariates"):
+        model.predict_dataset(source, tmp_path / "other", 5, as_of=NIGHT, progress=False, **tables)
 
 
 def test_predict_dataset_of_a_loaded_and_of_a_pretrained_forecaster(

@@ -28,9 +28,10 @@ from forecaster.training.lightning import pl
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel, read_spec
 from pipelines.training.train import train
-from pipelines.tuning import search as tuning
+from pipelines.tuning import trials as tuning
 from pipelines.tuning.plots import plot_optimization_history, plot_param_importances
-from pipelines.tuning.search import TuningResult, _score_baselines, _select_search_panel, tune
+from pipelines.tuning.results import TuningResult
+from pipelines.tuning.search import _score_baselines, _select_search_panel, tune
 from pipelines.tuning.study import DONE, PRUNED, REFUSED, PruningCallback, TrialResult, _hold_search_lock
 from tests.pipelines.conftest import make_small_spec
 
