@@ -16,7 +16,7 @@ import yaml
 from forecaster.bundle.pretrained.base import zero_shot_predictor
 from forecaster.data.calendar import default_season
 from forecaster.data.split import hold_out
-from forecaster.errors import InputError
+from forecaster.errors import BadSpec, InputError
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.baselines import build_baselines
 from forecaster.evaluation.validation import compute_error_scale
