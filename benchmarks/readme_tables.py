@@ -1,4 +1,5 @@
-"""Writes the tables of README.md and docs/pretrained.md from the files in benchmarks/results, between the markers of each table.
+"""Writes the tables of README.md, docs/accuracy.md and docs/pretrained.md from the files in benchmarks/results, between the
+markers of each table.
 
 python benchmarks/readme_tables.py            writes both documents
 python benchmarks/readme_tables.py --check    exits with 1 if a table is not that of the results
@@ -77,6 +78,35 @@ def _zero_shot_errors(results: Path) -> dict[str, str]:
     return {name.split(",")[0]: re.split(r"[ ,]", error)[0] for name, error, *_ in cells}
 
 
+def panels_table(results: Path = RESULTS) -> list[str]:
+    """Formats the errors of every short panel beside those of others."""
+    titles = ("ours", "seasonal naive", "AutoETS", "AutoTheta", "4-model ensemble", "DeepAR", "TiRex", "seeds")
+    rows = [
+        [row["set"], f"**{row['ours']}**", *(row[title] for title in titles[1:])]
+        for row in read_markdown_rows(results / "accuracy.md", "set")
+    ]
+    return format_rows([["set, MASE", *titles], *rows])
+
+
+def long_series_table(results: Path = RESULTS) -> list[str]:
+    """Formats the errors on long series and long horizons beside published ones."""
+    lines = (results / "accuracy.md").read_text().splitlines()
+    start = lines.index("## Long series and long horizons")
+    end = lines.index("## Specifications")
+    cells = [_split_row(line) for line in lines[start:end] if line.startswith("| ") and not line.startswith("| set |")]
+    return format_rows([["set", "ours", "published", "seeds"], *([row[0], row[1], row[5], row[6]] for row in cells)])
+
+
+def quantiles_table(results: Path = RESULTS) -> list[str]:
+    """Formats the weighted quantile losses beside published ones."""
+    titles = ("ours", "seasonal naive", "AutoETS", "DeepAR", "TiRex", "Chronos-2", "seeds")
+    rows = [
+        [row["set"], f"**{row['ours']}**", *(row[title] for title in titles[1:])]
+        for row in read_markdown_rows(results / "quantiles.md", "set")
+    ]
+    return format_rows([["set, weighted quantile loss", *titles], *rows])
+
+
 def pretrained_table(results: Path = RESULTS) -> list[str]:
     """Formats the errors of the pretrained network beside those of others: short panels, guards, and long series."""
     lines = (results / "pretrained.md").read_text().splitlines()
@@ -124,7 +154,16 @@ def format_rows(rows: Sequence[Sequence[str]]) -> list[str]:
 
 Tables = Mapping[str, Callable[[], list[str]]]
 TABLES: Tables = {"accuracy": accuracy_table, "speed": speed_table}
-DOCUMENTS: Mapping[str, Tables] = {"README.md": TABLES, "docs/pretrained.md": {"pretrained": pretrained_table}}
+DOCUMENTS: Mapping[str, Tables] = {
+    "README.md": TABLES,
+    "docs/accuracy.md": {
+        "panels": panels_table,
+        "long series": long_series_table,
+        "quantiles": quantiles_table,
+        "speed": speed_table,
+    },
+    "docs/pretrained.md": {"pretrained": pretrained_table},
+}
 
 
 def insert_tables(text: str, tables: Tables = TABLES) -> str:
