@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,13 +58,18 @@ def pages_with(accept: Callable[[Block], bool]) -> list[Path]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder with the tables that the pages name, and the pretrained network as a bundle."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder with the tables that the pages name, and the pretrained network as a bundle.
+
+    The figures that programs open with pyplot are closed afterwards, as at the end of their process.
+    """
     monkeypatch.chdir(tmp_path)
     for name in ("FORECASTER_ROOT", "FORECASTER_KEY", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     fill_folder(tmp_path)
-    return tmp_path
+    yield tmp_path
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture
