@@ -3,6 +3,7 @@
     python benchmarks/scale/batch.py                      10,000 and 100,000 series, some minutes on two cores
     python benchmarks/scale/batch.py --sizes 1000000      a quarter of an hour on two idle cores, 3 GB of scratch
     python benchmarks/scale/batch.py --peers-only         the statistical models again
+    ... --neuralforecast PYTHON                           NeuralForecast too, by another Python that has it
 
 Generates daily series of 200 points (the family `mixture`, season 7), written in blocks to Parquet, and runs `forecaster batch`
 over them with the pretrained network: horizon 28, 80 % intervals, in processes of its own. Beside it, SeasonalNaive and AutoETS
@@ -23,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 STEPS, HORIZON, SEASON, LEVEL, FREQ = 200, 28, 7, 80, "D"
 BLOCK = 5_000  # series that are generated and written at a time
 PEER_SIZES = {"SeasonalNaive": 10_000, "AutoETS": 300}
+NEURALFORECAST_SIZE = 10_000
 TARGET_SERIES, TARGET_CORES = 10_000_000, 16
 AS_OF = "2020-01-01"
 
@@ -66,6 +67,11 @@ def main() -> None:
             source = write_series(scratch / f"{name}.parquet", size)
             stored["peers"][name] = {"series": size, **measure_in_process(name, source)}
             print(f"{name}: {stored['peers'][name]}", flush=True)
+        if arguments.neuralforecast is not None:
+            source = write_series(scratch / "neuralforecast.parquet", NEURALFORECAST_SIZE)
+            measured = measure_neuralforecast(arguments.neuralforecast, source)
+            stored["neuralforecast"] = {"series": NEURALFORECAST_SIZE, **measured}
+            print(f"NeuralForecast: {stored['neuralforecast']}", flush=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     path.write_text(json.dumps(stored, indent=1) + "\n")
@@ -81,6 +87,7 @@ def parse_arguments() -> argparse.Namespace:
         "--scratch", type=Path, default=None, help="folder of the data, by default the system's for temporary files"
     )
     parser.add_argument("--peers-only", action="store_true")
+    parser.add_argument("--neuralforecast", metavar="PYTHON", help="a Python with NeuralForecast")
     parser.add_argument("--process", nargs=2, help=argparse.SUPPRESS)  # of a score or of one statistical model
     arguments = parser.parse_args()
     if arguments.process:
@@ -162,6 +169,21 @@ def measure_in_process(name: str, path: Path) -> dict[str, Any]:
         check=True,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    measured: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
+    return measured
+
+
+def measure_neuralforecast(python: str, path: Path) -> dict[str, Any]:
+    """Measures the `predict` of NeuralForecast by a Python that has it; returns its processor seconds and peak memory."""
+    script = Path(__file__).with_name("peer_neuralforecast.py")
+    completed = subprocess.run(
+        [python, str(script), str(path), "--horizon", str(HORIZON), "--level", str(LEVEL)],
+        check=True,
+        cwd=path.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
@@ -253,10 +275,16 @@ def _render_lines(stored: dict[str, Any]) -> Iterator[str]:
     for name, row in stored["peers"].items():
         rate = row["series"] / row["cpu_s"]
         yield f"| {name} (statsforecast) | {row['series']:,} | {rate:,.1f} | {row['peak_mib']:.0f} |"
+    network = stored.get("neuralforecast")
+    if network is not None:
+        rate = network["series"] / network["cpu_s"]
+        yield f"| LSTM 96x2 (NeuralForecast) | {network['series']:,} | {rate:,.1f} | {network['peak_mib']:.0f} |"
     yield ""
-    yield "Models of statsforecast hold all series in one frame; their memory grows with the number of series."
-    if find_spec("neuralforecast") is None:
-        yield "NeuralForecast was not installed and was not measured."
+    yield "Both libraries hold all series in one frame; their memory grows with the number of series."
+    if network is not None:
+        yield "NeuralForecast: `predict` of a frame with the quantiles of one level, one thread, missing values replaced before."
+    else:
+        yield "NeuralForecast was not measured."
     yield ""
     yield from _render_extrapolation(stored)
 
