@@ -1,11 +1,13 @@
-"""The map in CONTRIBUTING.md: every path exists, what is named beside a path is in that file, and each entry is short."""
+"""CONTRIBUTING.md: every path of its map exists, what is named beside it is in that file, and skipped tests name its commands."""
 
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 
+from tests.optional_packages import REQUIREMENTS, import_optional
 from tests.system.processes import CHECKOUT
 
 KINDS = [
@@ -49,3 +51,26 @@ def test_an_entry_has_a_test_and_few_lines(kind: str) -> None:
     lines = [line for line in ENTRIES[kind].splitlines() if line.strip()]
     assert len(lines) <= MOST_LINES
     assert "`tests/" in ENTRIES[kind]
+
+
+@pytest.mark.parametrize("package", REQUIREMENTS)
+def test_a_test_without_its_package_names_it_and_the_command_of_the_page(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(pytest.skip.Exception) as raised:
+        import_optional(package)
+    needed, _, command = str(raised.value).partition(": ")
+    assert needed.startswith(f"needs {package};")
+    assert f"`{command}` |" in PAGE.partition("## Check\n")[2].partition("\n## ")[0]
+
+
+def test_every_test_names_the_packages_of_no_lock_file_in_one_way() -> None:
+    """A skip of its own would name no command."""
+    found = [
+        f"{path.name}: {package}"
+        for path in sorted((CHECKOUT / "tests").rglob("*.py"))
+        for package in re.findall(r"importorskip\(\"(\w+)", path.read_text())
+        if package in REQUIREMENTS
+    ]
+    assert found == []

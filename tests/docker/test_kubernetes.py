@@ -28,6 +28,7 @@ from tests.docker.manifests import (
     read_objects,
     read_secrets,
 )
+from tests.optional_packages import import_optional
 
 CONTAINERS = list(iterate_containers())
 WRITTEN_BY_HAND = {"sql_url"}  # the address of the team's own data
@@ -46,7 +47,7 @@ def test_the_kustomization_has_every_manifest() -> None:
 
 
 def test_every_object_is_valid_for_kubernetes() -> None:
-    validation = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    validation = import_optional("kubernetes_validate")
     for document in read_objects().values():
         validation.validate(document, validation.latest_version(), strict=True)
 

@@ -13,6 +13,7 @@ import pytest
 
 from docs.generator.notebooks import render_notebook, split_cells
 from docs.generator.site import read_navigation
+from tests.optional_packages import import_optional
 from tests.system.processes import CHECKOUT
 
 SCRIPTS = sorted((CHECKOUT / "docs" / "notebooks").glob("*.py"))
@@ -72,13 +73,12 @@ def test_a_notebook_runs_as_a_script(script: Path, tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 @by_script
-@pytest.mark.skipif(
-    not JUPYTEXT.exists(), reason="jupytext is installed by `make notebooks`, which has not been run here"
-)
+@pytest.mark.skipif(not JUPYTEXT.exists(), reason="needs jupytext: make notebooks")
 def test_a_notebook_runs_as_a_notebook(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel, which no extra brings")
-    nbformat = pytest.importorskip("nbformat")
-    pytest.importorskip("ipykernel", reason="needs nbclient and ipykernel, which no extra brings")
+    nbclient = import_optional("nbclient")
+    import_optional("ipykernel")
+    import nbformat
+
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MPLBACKEND")  # the kernel has one of its own, which shows pictures in the notebook

@@ -127,7 +127,7 @@ def test_a_fault_of_an_asset_is_found(name: str, text: str, is_fault: bool, tmp_
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(not MKDOCS.exists(), reason="the site is built by `make docs`, which has not been run here")
+@pytest.mark.skipif(not MKDOCS.exists(), reason="needs mkdocs: make docs")
 def test_the_site_builds_without_a_warning_and_without_a_fault(tmp_path: Path) -> None:
     stage_site()
     command = [str(MKDOCS), "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]

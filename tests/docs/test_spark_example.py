@@ -17,6 +17,7 @@ from forecaster.batch import forecast_table
 from forecaster.bundle.artifact import load_predictor, save_bundle
 from tests.factories import make_fitted_model, make_spec
 from tests.forecaster.batch.conftest import make_rows, shuffle_rows, write_files
+from tests.optional_packages import import_optional
 from tests.system.processes import CHECKOUT
 
 pytestmark = pytest.mark.nightly
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.nightly
 
 @pytest.mark.filterwarnings("ignore")  # of Spark
 def test_the_example_forecasts_every_series_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sql = pytest.importorskip("pyspark.sql", reason="needs PySpark and a JVM, which no extra brings")
+    sql = import_optional("pyspark.sql", also="a JVM")
     monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(CHECKOUT), *sys.path]))
     monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")

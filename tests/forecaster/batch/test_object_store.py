@@ -25,6 +25,7 @@ from forecaster.errors import ForecasterError, ManifestMismatch, SourceNotFound,
 from tests.forecaster.batch.conftest import STEPS, make_rows, read_digests, shuffle_rows, write_files
 from tests.forecaster.batch.test_covariates import FUTURE, HISTORIES, STATIC, read_forecasts
 from tests.forecaster.batch.test_killed_batch import SHARDS, build_command
+from tests.optional_packages import import_optional
 from tests.system.processes import start_process, wait_until
 
 pytestmark = [
@@ -38,8 +39,8 @@ BUCKET = "lake"
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     """The URL of a server, and the environment in which s3fs finds it."""
-    server_module = pytest.importorskip("moto.server", reason="needs moto (moto[server]), which no lock has")
-    pytest.importorskip("s3fs", reason="needs s3fs, which no lock has")
+    server_module = import_optional("moto.server")
+    import_optional("s3fs")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -13,6 +13,7 @@ import yaml
 
 from pipelines.scheduling.cron import CronSchedule
 from tests.docker.manifests import parse_command
+from tests.optional_packages import import_optional
 from tests.system.processes import make_environment
 
 pytestmark = pytest.mark.integration
@@ -99,7 +100,7 @@ print("all is well")
 
 
 def test_the_prefect_flow_retries_and_hides_secrets(tmp_path: Path) -> None:
-    pytest.importorskip("prefect", reason="Prefect is not installed")
+    import_optional("prefect")
     done = subprocess.run(
         [sys.executable, "-c", FLOW_PROGRAM],
         cwd=tmp_path,

@@ -22,6 +22,7 @@ from forecaster.errors import BadSpec, ClusterError, InputError, MissingPackage
 from pipelines.scheduling.ray_tasks import RayTasks, open_cluster, open_runner
 from tests.factories import make_fitted_model, make_spec
 from tests.forecaster.batch.conftest import STEPS, make_rows, read_digests, shuffle_rows, write_files
+from tests.optional_packages import import_optional
 from tests.system.processes import wait_until
 
 
@@ -200,7 +201,7 @@ def call_slowly(function: Callable[[Any], Any], step: Any) -> Any:
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")  # of Ray
 def test_a_node_that_dies_in_the_middle_of_a_batch_changes_no_byte(job: BatchJob, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray", reason="needs Ray (the extra `ray`), which no lock has")
+    ray = import_optional("ray")
     from ray.cluster_utils import Cluster
 
     run_batch(replace(job, output=str(tmp_path / "expected")))

@@ -22,6 +22,7 @@ from pipelines.tuning.results import TuningResult
 from pipelines.tuning.study import DONE, PRUNED, REFUSED, PruningCallback, open_study
 from tests.case_selection import sample_cases
 from tests.elsewhere import run_elsewhere
+from tests.optional_packages import import_optional
 from tests.pipelines.conftest import make_small_spec
 from tests.pipelines.scheduling.test_ray_tasks import StubRay
 from tests.pipelines.tuning.test_search import SPEC, child_runs, copy_migrated_root, reported_rollouts, run_search
@@ -211,7 +212,7 @@ def test_a_batch_has_at_least_one_trial(six_meters: DataSource, tmp_path: Path) 
 def test_workers_of_a_real_cluster_give_the_study_of_one_process(
     six_meters: DataSource, migrated_root: Path, tmp_path: Path
 ) -> None:
-    ray = pytest.importorskip("ray", reason="needs Ray (the extra `ray`), which no lock has")
+    ray = import_optional("ray")
     roots = [make_root(migrated_root, tmp_path / name) for name in ("plain", "ray")]
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as a task has

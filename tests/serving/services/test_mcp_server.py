@@ -18,6 +18,7 @@ from serving.deployment.slot import Slot
 from serving.errors import ApiError
 from serving.services.mcp_server import ForecastTools, describe_error
 from serving.settings import Settings
+from tests.optional_packages import import_optional
 from tests.serving.conftest import MakeClient, load_stub, publish_stub, series_payload
 from tests.system.processes import CHECKOUT
 
@@ -121,7 +122,7 @@ def test_without_the_package_its_extra_is_named(command: list[str], tmp_path: Pa
     "command", [["-m", MODULE], ["-m", "pipelines", "mcp", "--root", "root"]], ids=["module", "command"]
 )
 def test_a_client_of_the_protocol_calls_the_tools(command: list[str], tools: ForecastTools, tmp_path: Path) -> None:
-    mcp = pytest.importorskip("mcp", reason="needs mcp, which the extra `mcp` brings; it is not in the locks")
+    mcp = import_optional("mcp")
 
     async def call() -> tuple[list[Any], Any, Any]:
         parameters = mcp.StdioServerParameters(
