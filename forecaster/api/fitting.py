@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forecaster.api.messages import validate_counts
+from forecaster.api.messages import validate_counts, warn_about_data
 from forecaster.data.frames.rows import ColumnNames
 from forecaster.data.frames.timestamps import load_time_zone
 from forecaster.errors import BadSpec, InputError
@@ -178,6 +178,15 @@ def fit_spec(
         accelerator=options.accelerator,
         progress=progress,
     )
+
+
+def warn_about_left_out(panel: Panel, spec: Spec, *, test_windows: int) -> None:
+    """Gives a `DataWarning` if some series are too short to be trained on."""
+    from forecaster.training.sequence import describe_left_out
+
+    message = describe_left_out(panel, spec, test_windows=test_windows)
+    if message is not None:
+        warn_about_data([message])
 
 
 def open_progress(progress: bool | Progress) -> Progress:

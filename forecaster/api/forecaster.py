@@ -26,6 +26,7 @@ from forecaster.api.fitting import (
     parse_spec,
     parse_test_windows,
     require_training,
+    warn_about_left_out,
 )
 from forecaster.api.frames import FrameStyle
 from forecaster.api.messages import (
@@ -147,6 +148,8 @@ class Forecaster:
     def fit(self, df: Any, *, test_windows: int = 1, progress: bool | Progress = True) -> Self:
         """Tries the variants of the preset, fits and calibrates the best, and tests it beside baselines; see `report`.
 
+        Series that are too short to be trained on are left out with a `DataWarning`.
+
         Args:
             df: The data; or the path of a Parquet file, or of a folder of such files, for data larger than the memory: the values
                 stay in a file in the folder of temporary files (see docs/data.md, "Larger than memory").
@@ -163,6 +166,7 @@ class Forecaster:
         is_path = isinstance(df, (str, os.PathLike))
         panel, style, _ = reader.read_files(Path(df)) if is_path else reader.read(df, warn_partial=True)
         spec = choose_spec(panel, options, test_windows=test_windows, progress=receiver).spec
+        warn_about_left_out(panel, spec, test_windows=test_windows)
         data_name = Path(df).name if is_path else "data frame"
         trained = fit_spec(panel, spec, options, test_windows=test_windows, data_name=data_name, progress=receiver)
         self._predictor, self._style = Predictor(trained.model, clock=_read_clock), style

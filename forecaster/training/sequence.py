@@ -9,7 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from forecaster.bundle.pretrained.base import zero_shot_predictor
+from forecaster.data.on_disk.tape import count_steps
 from forecaster.data.profile import build_training_profile
 from forecaster.data.split import hold_out, sample_panel
 from forecaster.data.symbols import SYMBOL_SCORES_FACT
@@ -147,7 +150,7 @@ def train_model(
             test_windows=test_windows,
             progress=progress,
         )
-    training_facts = _build_facts(panel, training_panel, fitted, result, blend_weights)
+    training_facts = _build_facts(panel, training_panel, fitted, result, blend_weights, test_windows=test_windows)
     if symbol_test is not None:
         training_facts["test_windows"] = test_windows
         training_facts[SYMBOL_SCORES_FACT] = {
@@ -195,6 +198,57 @@ def select_training_panel(panel: Panel, spec: Spec, test_windows: int) -> Panel:
     )
 
 
+class LeftOut(NamedTuple):
+    """The series that are too short to be trained on.
+
+    Attributes:
+        ids: Their ids.
+        longest: The id of the longest of them; empty if there are none.
+        longest_steps: Its number of steps.
+        min_steps: The number of steps of the shortest series that would be trained on.
+    """
+
+    ids: tuple[str, ...]
+    longest: str
+    longest_steps: int
+    min_steps: int
+
+
+def find_left_out(panel: Panel, spec: Spec, *, test_windows: int) -> LeftOut:
+    """Finds the series that `train_model` does not train on: those without a step to predict after `spec.min_steps` of history.
+
+    The steps of the test are held out of each series, and those of the validation too unless the model is refitted on them.
+    """
+    held_out = test_windows * spec.horizon + (0 if spec.training.refit else spec.validation_steps)
+    min_steps = held_out + spec.min_steps + 1
+    lengths = count_steps(panel.series)
+    indices = np.flatnonzero(lengths < min_steps)
+    if not len(indices):
+        return LeftOut((), "", 0, min_steps)
+    longest = int(indices[np.argmax(lengths[indices])])
+    ids = tuple(panel.series[index].id for index in indices.tolist())
+    return LeftOut(ids, panel.series[longest].id, int(lengths[longest]), min_steps)
+
+
+def describe_left_out(panel: Panel, spec: Spec, *, test_windows: int) -> str | None:
+    """Describes the series that are too short to be trained on, and what to do; None if there are none.
+
+    Nothing is left out of a model that is used without training; if all series are too short, the training raises an error.
+    """
+    left_out = find_left_out(panel, spec, test_windows=test_windows)
+    if not spec.training.steps or len(left_out.ids) in (0, len(panel.series)):
+        return None
+    validation_steps = 0 if spec.training.refit else spec.validation_steps
+    held_out = {"validation": validation_steps, "test": test_windows * spec.horizon}
+    parts = "".join(f", {steps} of {name}" for name, steps in held_out.items() if steps)
+    return (
+        f"{len(left_out.ids)} of {len(panel.series)} series are too short to be trained on; the longest of them, "
+        f"{left_out.longest!r}, has {left_out.longest_steps} steps, and {left_out.min_steps} are needed ({spec.min_steps} of "
+        f"history, 1 to predict{parts}). They are forecast nevertheless if they have {spec.min_steps} steps. Send longer "
+        "histories, or choose a lower `min_history`, a shorter horizon or fewer windows."
+    )
+
+
 def _describe_fit(fitted: FitResult) -> str:
     """Describes the result of a fit for its finished phase."""
     if "valid/cross_entropy" in fitted.scores:
@@ -232,7 +286,13 @@ def _choose_calibration_windows(panel: Panel, spec: Spec) -> tuple[int, int | No
 
 
 def _build_facts(
-    panel: Panel, training_panel: Panel, fitted: FitResult, result: Backtest | None, blend_weights: BlendWeights | None
+    panel: Panel,
+    training_panel: Panel,
+    fitted: FitResult,
+    result: Backtest | None,
+    blend_weights: BlendWeights | None,
+    *,
+    test_windows: int,
 ) -> dict[str, Any]:
     names = [] if result is None else list(result.forecasts)
     blend = (
@@ -240,11 +300,12 @@ def _build_facts(
         if blend_weights is None
         else {"blend": {**blend_weights._asdict(), "errors": replace_nonfinite(blend_weights.errors)}}
     )
-    is_symbolic = fitted.model.spec.head.is_symbolic
+    spec = fitted.model.spec
+    num_left_out = len(find_left_out(panel, spec, test_windows=test_windows).ids)
     return blend | {
         "data_digest": training_panel.digest,
-        "series": len(training_panel.series) - len(fitted.excluded_ids),
-        "left_out": len(panel.series) - len(training_panel.series) + len(fitted.excluded_ids),
+        "series": len(panel.series) - num_left_out,
+        "left_out": num_left_out,
         "dropped_partial": None if panel.dropped_partial is None else len(panel.dropped_partial),
         "evaluated_series": _count_evaluated_series(training_panel, fitted.model.spec, result),
         "epochs": fitted.epochs,
@@ -255,7 +316,7 @@ def _build_facts(
         "scale_note": None if result is None else result.scale_note,
         "reliable_horizon": None if result is None else compute_reliable_horizon(result),
         "inputs": None
-        if is_symbolic
+        if spec.head.is_symbolic
         else build_training_profile(
             training_panel.series, context=fitted.model.spec.context, season=fitted.model.season
         ).model_dump(mode="json"),

@@ -30,7 +30,7 @@ from forecaster.storage import atomic
 from forecaster.training.fit import FitResult, fit_digest
 from forecaster.training.model_card import render_model_card
 from forecaster.training.selection import CandidateScore
-from forecaster.training.sequence import prepare_training, train_model
+from forecaster.training.sequence import describe_left_out, prepare_training, train_model
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.tracking import backtests
@@ -123,6 +123,9 @@ def train(
         _log.warning("%s: %s", data.source, repair)
     # Data that cannot be trained on are rejected before a run is created.
     training_panel = prepare_training(panel, spec, test_windows=options.test_windows)
+    left_out = describe_left_out(panel, spec, test_windows=options.test_windows)
+    if left_out is not None:
+        _log.warning("%s: %s", data.source, left_out)
     dataset = RunDataset(data.name, training_panel.digest, data.source, training_panel.cutoff)
     tags = {
         RETRAIN_KEY_TAG: retrain_key,

@@ -56,6 +56,10 @@ def list_run_files(client: MlflowClient, run_id: str) -> set[str]:
     return set(list_folder(None))
 
 
+def find_left_out_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "too short to be trained on" in record.getMessage()]
+
+
 def write_series(folder: Path, y: Sequence[float]) -> DataSource:
     timestamps = pd.date_range("2026-01-01", periods=len(y), freq="h")
     pd.DataFrame({"unique_id": "a", "ds": timestamps, "y": y}).to_csv(folder / "one.csv", index=False)
@@ -364,7 +368,9 @@ def test_leftovers_of_a_killed_training_are_removed(fresh_root: Root, noise_data
     assert list(fresh_root.bundles.iterdir()) == []
 
 
-def test_short_series_and_incomplete_last_periods_are_skipped_and_counted(fresh_root: Root, tmp_path: Path) -> None:
+def test_short_series_and_incomplete_last_periods_are_skipped_and_counted(
+    fresh_root: Root, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     frame = make_noise_frame()
     frame.loc[(frame["ds"] == frame["ds"].max()) & frame["unique_id"].isin([f"meter_{i}" for i in range(5)]), "y"] /= 4
     short_series = frame[frame["unique_id"] == "meter_1"].iloc[:9].assign(unique_id="short")
@@ -374,5 +380,24 @@ def test_short_series_and_incomplete_last_periods_are_skipped_and_counted(fresh_
     facts = training.model.facts
     assert facts["series"] == 20
     assert facts["left_out"] == 1
+    [line] = find_left_out_lines(caplog)
+    assert line.startswith(
+        f"{path}: 1 of 21 series are too short to be trained on; the longest of them, 'short', has 9 steps"
+    )
     assert facts["dropped_partial"] == 5
     assert "treated as missing, in 5 series" in (training.bundle / "card.md").read_text()
+
+
+def test_a_retraining_logs_the_series_left_out_once_and_its_repetition_does_not(
+    fresh_root: Root, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = make_noise_frame(series=4)
+    path = tmp_path / "mixed_lengths.csv"
+    frame[(frame["unique_id"] != "meter_2") | (frame["ds"] < "2026-01-01T08:00")].to_csv(path, index=False)
+    options = RetrainOptions(policy=LENIENT_POLICY)
+    counts = []
+    for _ in range(2):
+        retrain(DataSource(str(path)), make_small_spec(), fresh_root, options)
+        counts.append(len(find_left_out_lines(caplog)))
+        caplog.clear()
+    assert counts == [1, 0]
