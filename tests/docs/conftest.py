@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jaxtyping
 import pytest
 
 from forecaster.api import cross_validation, fitting, forecaster
@@ -25,6 +26,12 @@ def short_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "build_candidate_specs", build_short_specs)
     for module in (forecaster, cross_validation):
         monkeypatch.setattr(module, "fit_spec", fit_shortly)
+
+
+@pytest.fixture
+def unchecked_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls without checks of their arrays, as users make them: a page shows that its programs run, and takes their time."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def shorten(spec: Spec, *, steps: int) -> Spec:

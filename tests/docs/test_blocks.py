@@ -80,7 +80,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("folder", "short_presets")
+@pytest.mark.usefixtures("folder", "short_presets", "unchecked_shapes")
 @pytest.mark.filterwarnings("ignore::forecaster.api.ForecastWarning", "ignore::forecaster.api.DataWarning")
 @pytest.mark.parametrize("page", pages_with(lambda block: not block.is_slow), ids=page_id)
 def test_the_blocks_of_a_page_run(page: Path, session: Session) -> None:
@@ -88,7 +88,7 @@ def test_the_blocks_of_a_page_run(page: Path, session: Session) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.usefixtures("folder", "short_presets")
+@pytest.mark.usefixtures("folder", "short_presets", "unchecked_shapes")
 @pytest.mark.filterwarnings("ignore::forecaster.api.ForecastWarning", "ignore::forecaster.api.DataWarning")
 @pytest.mark.parametrize("page", pages_with(lambda block: block.is_slow), ids=page_id)
 def test_the_blocks_of_a_page_run_with_their_trainings(page: Path, session: Session) -> None:
