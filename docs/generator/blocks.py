@@ -6,8 +6,12 @@ A block that cannot run has a comment before it: `<!-- skip: next "needs Docker"
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -88,7 +92,9 @@ class Block(NamedTuple):
         """Whether the block takes seconds even with trainings of a few steps, or needs a registry."""
         if self.language == _PYTHON:
             return any(call in self.source for call in SLOW_CALLS)
-        return self.names_champion or any(SLOW_WORDS & set(words) for words in self._list_words())
+        return self.names_champion or any(
+            SLOW_WORDS & set(words) or (words[1] == "serve" and parse_serve(words).name) for words in self._list_words()
+        )
 
     @property
     def names_champion(self) -> bool:
@@ -170,6 +176,36 @@ def _make_command(words: list[str]) -> Command:
     return Command(tuple(words[:start]), tuple(words[start:] or ("",)))
 
 
+class ServedModel(NamedTuple):
+    """What a `forecaster serve` command serves.
+
+    Attributes:
+        name: The registered model; None for the pretrained network.
+        root: The root folder; None for the default.
+        settings: The settings FORECASTER_SERVING_* before the command, by their names in small letters.
+    """
+
+    name: str | None = None
+    root: str | None = None
+    settings: tuple[tuple[str, str], ...] = ()
+
+
+def parse_serve(words: tuple[str, ...], variables: tuple[str, ...] = ()) -> ServedModel:
+    """Returns what a `serve` command serves, of the options that the documentation uses."""
+    name, root = None, None
+    rest = iter(words[2:])
+    for word in rest:
+        if word == "--root":
+            root = next(rest)
+        else:
+            assert not word.startswith("-"), f"{word} of `forecaster serve` cannot be tried; skip the block"
+            name = word
+    prefix = "FORECASTER_SERVING_"
+    assert all(variable.startswith(prefix) for variable in variables), f"expected settings; found {variables}"
+    settings = [variable.removeprefix(prefix).partition("=") for variable in variables]
+    return ServedModel(name, root, tuple((setting.lower(), value) for setting, _, value in settings))
+
+
 class CurlRequest(NamedTuple):
     """A request that a `curl` command sends."""
 
@@ -199,13 +235,16 @@ class Session:
     """What the blocks of one page share: the folder that they run in, a service, and what earlier commands returned.
 
     Attributes:
-        start_service: Starts a service at the first call, and returns its address: of the champion of the registered model that
-            the call names, or else of the pretrained network.
+        start_service: Starts a service at the first call, and returns its address: of what is given, or else of the pretrained
+            network. Later calls return that address.
+        start_service_with_covariates: The same for requests with covariates: the pretrained network reads none, so a small daily
+            model with `promo` is served beside it.
         bundle: The path that stands behind the word BUNDLE: that of the last training, or else the folder BUNDLE.
         state: The state in the last response of the service.
     """
 
     start_service: Callable[..., str]
+    start_service_with_covariates: Callable[[], str]
     bundle: str = "BUNDLE"
     state: str = ""
     outputs: list[str] = field(default_factory=list)
@@ -221,13 +260,16 @@ class Session:
     def run_shell(self, example: Example) -> None:
         """Runs the commands of a block."""
         for command in split_commands(str(example.parsed)):
-            self._run_command(command.words)
+            self._run_command(command)
 
-    def _run_command(self, words: tuple[str, ...]) -> None:
+    def _run_command(self, command: Command) -> None:
+        words = command.words
         if words[0] == "curl":
             self._request(parse_curl(words))
         elif words[:2] == ("forecaster", "serve"):
-            self.start_service(*words[2:])
+            self.start_service(parse_serve(words, command.variables))
+        elif words[:3] == ("forecaster", "schedule", "run"):
+            self.outputs.append(run_until_first_line(words))
         else:
             assert words[0] == "forecaster", f"{words[0]} cannot be run in a test; skip the block, with the reason"
             self._run_forecaster([self.bundle if word == "BUNDLE" else word for word in words[1:]])
@@ -248,9 +290,24 @@ class Session:
     def _request(self, request: CurlRequest) -> None:
         """Sends a request to the service; a state that the page shortens is that of the last response."""
         body = request.body and re.sub(r'(?<="state": ")[^"]*\.\.\.(?=")', self.state, request.body)
-        url = request.url.replace(SERVICE, self.start_service())
+        has_covariates = '"covariates"' in (request.body or "")
+        start = self.start_service_with_covariates if has_covariates else self.start_service
+        url = request.url.replace(SERVICE, start())
         response = httpx.request(request.method, url, content=body, headers=request.headers, timeout=60)
         assert response.status_code == 200, response.text
         state = re.search(r'"state": ?"([^"]+)"', response.text)
         self.state = state[1] if state else self.state
         self.outputs.append(json.dumps(response.json(), indent=1))
+
+
+def run_until_first_line(words: tuple[str, ...]) -> str:
+    """Runs a command that runs until it is stopped as a process, stops it after its first line, and returns that line."""
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    command = [sys.executable, "-m", "pipelines", *words[1:]]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=60)
+    assert process.returncode == 0, f"{shlex.join(words)} exits with {process.returncode}\n{line}{rest}"
+    return line

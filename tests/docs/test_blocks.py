@@ -14,7 +14,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from docs.generator.blocks import CHAMPION, Block, Session, find_blocks, list_pages, parse_curl, split_commands
+from docs.generator.blocks import (
+    CHAMPION,
+    Block,
+    ServedModel,
+    Session,
+    find_blocks,
+    list_pages,
+    parse_curl,
+    parse_serve,
+    run_until_first_line,
+    split_commands,
+)
 from docs.generator.page_runs import fill_folder, open_session, run_blocks
 from forecaster import Forecaster
 from pipelines.cli import app as command_line
@@ -26,7 +37,7 @@ PAGES = list_pages()
 BLOCKS = [block for page in PAGES for block in find_blocks(page)]
 OVERVIEW = "an overview, with arguments of different models"
 NUM_SKIPPED = {
-    "a server runs until it is stopped": 11,
+    "a server runs until it is stopped": 7,
     OVERVIEW: 1,
     "an overview, with commands of different models": 3,
     "an overview, with commands that run until they are stopped": 3,
@@ -34,13 +45,12 @@ NUM_SKIPPED = {
     "installs packages": 2,
     "needs Docker": 7,
     "needs a cluster": 2,
-    "needs a model with covariates": 1,
     "needs a packaged service": 2,
     "needs a tracking server": 1,
     "needs runs with these ids": 1,
     "takes hours": 1,
     "takes minutes": 6,
-    "the scheduler runs until it is stopped": 2,
+    "the scheduler runs until it is stopped": 1,
 }
 
 
@@ -187,6 +197,20 @@ def test_commands_are_split_as_a_shell_does() -> None:
     assert [command.words[0] for command in commands] == ["forecaster", "curl", "forecaster"]
     assert commands[0] == (("A=1",), ("forecaster", "train", "x.csv", "--horizon", "2"))
     assert json.loads(parse_curl(commands[1].words).body or "") == {"a": 1}
+
+
+def test_a_served_model_has_the_root_and_the_settings_of_its_command() -> None:
+    [command] = split_commands("FORECASTER_SERVING_LEDGER=on forecaster serve drill --root there")
+    assert parse_serve(command.words, command.variables) == ("drill", "there", (("ledger", "on"),))
+    assert parse_serve(("forecaster", "serve")) == ServedModel()
+    with pytest.raises(AssertionError, match="--host of `forecaster serve` cannot be tried"):
+        parse_serve(("forecaster", "serve", "drill", "--host", "0.0.0.0"))
+
+
+@pytest.mark.integration
+def test_a_command_that_fails_instead_of_running_until_it_is_stopped_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"exits with (2|-15)\n.*Error"):  # it may end before its signal
+        run_until_first_line(("forecaster", "schedule", "run", "--unknown", str(tmp_path)))
 
 
 @pytest.mark.usefixtures("folder")
