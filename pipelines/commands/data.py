@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from forecaster.errors import InputError
+from pipelines.commands.column_options import ColumnOptions
 from pipelines.commands.console import print_panel_summary, warn, warn_about_partial_periods
 from pipelines.commands.options import DataOptions
 
 data_app = App(name="data", help="Validates data before a training.")
-_DATA_OPTIONS = DataOptions()
+_DATA_OPTIONS, _COLUMN_OPTIONS = DataOptions(), ColumnOptions()
 
 
 @data_app.command
 def check(
     data: str | None = None,
     *,
-    covariate: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
-    static: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
-    channel: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    column_options: ColumnOptions = _COLUMN_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
 ) -> None:
     """Validates data as train does, and prints a summary. Exits with 0 if the data can be used, with 2 if not.
@@ -30,20 +28,13 @@ def check(
     ----------
     data
         Input data, as for train.
-    covariate
-        A column of a known future covariate; may be repeated.
-    static
-        A column of a static feature, with one value per series; may be repeated.
-    channel
-        A column that is observed in the past only; may be repeated.
     """
     from forecaster.frequency.clock import compute_days_ahead
     from pipelines.sources import read_panel
 
     now = datetime.now(UTC)
     try:
-        source = data_options.to_data_source(data)
-        panel = read_panel(source._replace(covariates=covariate, static=static, channels=channel), now=now)
+        panel = read_panel(column_options.apply(data_options.to_data_source(data)), now=now)
     except InputError as error:
         print(f"{data or data_options.sql}: cannot be used ({error.code})")
         raise

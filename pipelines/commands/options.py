@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from forecaster.errors import BadSpec, InputError, NoSuchModel
+from pipelines.commands.column_options import ColumnOptions
 from pipelines.scheduling.ray_tasks import WorkPlace, open_runner, require_ray
 
 if TYPE_CHECKING:
@@ -179,6 +180,8 @@ class SpecOptions:
     blend: BlendOption = ()
     """A statistical model whose forecasts are blended with the network's, with weights from the validation windows; may be
     repeated. It is fitted to every history, also in the service, and needs the extra 'baselines' in both places."""
+    columns: ColumnOptions = field(default_factory=ColumnOptions)
+    "Columns that the variants of a preset read; a specification names its own."
 
     def read_spec(self, *, seed: int | None = None, fallback: Spec | None = None) -> Spec | None:
         """Returns the specification of --config, else the fallback; None if `select_spec` has to choose it for the data.
@@ -198,10 +201,12 @@ class SpecOptions:
                 where="preset",
             )
         validate_counts(horizon=self.horizon, members=self.members, season=self.season)
+        if self.config is not None or fallback is not None:
+            self.columns.refuse_beside("--start-from" if self.config is None else "--config")
         spec = fallback if self.config is None else read_spec(self.config)
         if spec is None:
-            assert self.horizon is not None
-            self._override(Spec(name="placeholder", context=1, horizon=self.horizon), seed)  # validates the overrides
+            fields = {"name": "placeholder", "context": 1, "horizon": self.horizon, **self.columns.spec_fields}
+            self._override(Spec.parse(fields, where="options"), seed)  # validates the options
             return None
         return self._override(spec, seed)
 
@@ -250,6 +255,7 @@ class SpecOptions:
                     horizon=self.horizon,
                     preset=self.preset,
                     season=self.season,
+                    columns=self.columns.spec_fields,
                     test_windows=test_windows,
                     with_pretrained=with_pretrained,
                     accelerator=device_options.accelerator if on == "local" else "cpu",

@@ -74,7 +74,7 @@ def train(
     from pipelines.training import train as training
 
     progress = create_display()
-    source = data_options.to_data_source(data)
+    source = spec_options.columns.apply(data_options.to_data_source(data))
     initial = None if start_from is None else artifact.load_bundle(resolve_bundle(start_from, root_options))
     root = root_options.open_root()
     options = training.TrainOptions(
@@ -184,7 +184,7 @@ def retrain(
     from pipelines.sources.on_disk import read_training_panel
 
     validate_counts(min_new=min_new)
-    source = data_options.to_data_source(data)
+    source = spec_options.columns.apply(data_options.to_data_source(data))
     options = retraining.RetrainOptions(
         test_windows=test_windows,
         trigger=trigger,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from pipelines.commands.column_options import ColumnOptions
 from pipelines.commands.console import print_tuning_result
 from pipelines.commands.options import DataOptions, DeviceOptions, RootOptions, SpecOptions, validate_output_paths
 from pipelines.scheduling.ray_tasks import WorkPlace, open_runner
@@ -17,7 +18,8 @@ from pipelines.scheduling.ray_tasks import WorkPlace, open_runner
 if TYPE_CHECKING:
     from forecaster.spec import Spec
 
-_ROOT_OPTIONS, _DATA_OPTIONS, _DEVICE_OPTIONS = RootOptions(), DataOptions(), DeviceOptions()
+_ROOT_OPTIONS, _DATA_OPTIONS = RootOptions(), DataOptions()
+_COLUMN_OPTIONS, _DEVICE_OPTIONS = ColumnOptions(), DeviceOptions()
 
 
 def tune(
@@ -35,6 +37,7 @@ def tune(
     on: WorkPlace = "local",
     on_disk: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     out: Path = Path("best.yaml"),
+    column_options: ColumnOptions = _COLUMN_OPTIONS,
     device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
@@ -84,8 +87,8 @@ def tune(
     from pipelines.tuning.search import select_history, validate_search
     from pipelines.tuning.search import tune as run_search
 
-    source = data_options.to_data_source(data)
-    spec_options = SpecOptions(config, horizon, season)
+    source = column_options.apply(data_options.to_data_source(data))
+    spec_options = SpecOptions(config, horizon, season, columns=column_options)
     center = spec_options.read_spec()
     if center is not None:
         refuse_symbols(center, what="a search", advice="Train it, and change its specification by hand.")
