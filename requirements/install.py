@@ -2,6 +2,7 @@
 
     python requirements/install.py lock.txt         the CPU build of torch if pip finds one, otherwise the GPU build
     python requirements/install.py lock.txt --gpu   the GPU build in any case
+    python requirements/install.py lock-train.txt   the same builds, without the tools of development
 
 Of a lock file without torch (lock-serve.txt), neither is installed. Further packages that the build requires are read from its
 own metadata. pip's constraints are not applied: a lock file has one version of everything, and its hash. The script uses the

@@ -6,6 +6,7 @@
     lock.txt           everything except the CUDA packages
     lock-cpu.txt       the CPU build of torch, installed first if pip finds it
     lock-cuda.txt      the CUDA packages, for the GPU build of torch
+    lock-train.txt     the part of lock.txt that every command needs, without the tools of development
     lock-serve.txt     the part of lock.txt that a server needs; it has no torch
     lock-registry.txt  the part of lock.txt that MLflow's server needs; it has no torch
     lock-docs.txt      what builds the documentation site, in an environment of its own
@@ -36,6 +37,20 @@ TORCH_CPU_HASHES = [
 ]
 # On Windows statsforecast requires old versions of numba and llvmlite, which are incompatible with numpy 2.
 OVERRIDES = ["numba>=0.63", "llvmlite>=0.46"]
+# All but `registry`, whose server has an image of its own, and `dev`.
+TRAIN_EXTRAS = (
+    "train",
+    "baselines",
+    "tune",
+    "cli",
+    "track",
+    "serve",
+    "sources",
+    "postgres",
+    "schedule",
+    "client",
+    "explain",
+)
 # The build backend, which no package requires; with it the project itself installs without a network.
 BUILD_REQUIREMENT = "setuptools"
 
@@ -68,21 +83,21 @@ class Pin:
 def main(*options: str) -> None:
     """Writes the lock files."""
     locked = read_locked_versions() if "--keep" in options else ""
-    everything = [add_cpu_hashes(pin) for pin in resolve("--extra", "all", preferences=locked)]
+    everything = [add_cpu_hashes(pin) for pin in resolve(*extra_options("all"), preferences=locked)]
     cuda = [pin for pin in everything if is_cuda(pin)]
     rest = [pin for pin in everything if not is_cuda(pin)]
     versions = [pin.requirement for pin in everything]
-    extras = [
-        option for extra in ("cli", "serve", "postgres") for option in ("--extra", extra)
-    ]  # postgres: for the ledger
-    serve = resolve(*extras, constraints=versions)
-    registry = resolve("--extra", "registry", constraints=versions)
+    train = [add_cpu_hashes(pin) for pin in resolve(*extra_options(*TRAIN_EXTRAS), constraints=versions)]
+    serve = resolve(*extra_options("cli", "serve", "postgres"), constraints=versions)  # postgres: for the ledger
+    registry = resolve(*extra_options("registry"), constraints=versions)
     documentation = resolve_group("docs", preferences=read_locked_versions("lock-docs.txt") if locked else "")
 
     write_lock("lock.txt", rest, "Everything except the CUDA packages.")
     cpu = [Pin(f"{TORCH}+cpu ; python_version == '{TORCH_CPU_PYTHON}'", TORCH_CPU_HASHES, frozenset())]
     write_lock("lock-cpu.txt", cpu, "The CPU build of torch, installed first if pip finds it.")
     write_lock("lock-cuda.txt", cuda, "The further requirements of the GPU build of torch.")
+    train = [pin for pin in train if not is_cuda(pin)]
+    write_lock("lock-train.txt", train, "The part of lock.txt that every command needs.")
     write_lock("lock-serve.txt", serve, "The part of lock.txt that a server needs.")
     write_lock("lock-registry.txt", registry, "The part of lock.txt that MLflow's server needs.")
     write_lock("lock-docs.txt", documentation, "What builds the documentation site, in an environment of its own.")
@@ -93,6 +108,11 @@ def read_locked_versions(*names: str) -> str:
     paths = [HERE / name for name in names or ("lock.txt", "lock-cuda.txt")]
     lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
     return "\n".join(line.removesuffix("\\").strip() for line in lines if re.match("[a-z0-9]", line))
+
+
+def extra_options(*extras: str) -> list[str]:
+    """Returns the options by which uv resolves these extras of the project."""
+    return [option for extra in extras for option in ("--extra", extra)]
 
 
 def resolve(*extras: str, constraints: list[str] | None = None, preferences: str = "") -> list[Pin]:

@@ -19,10 +19,19 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ["lock.txt", "lock-cpu.txt", "lock-cuda.txt", "lock-serve.txt", "lock-registry.txt", "lock-docs.txt"]
+LOCKS = [
+    "lock.txt",
+    "lock-cpu.txt",
+    "lock-cuda.txt",
+    "lock-train.txt",
+    "lock-serve.txt",
+    "lock-registry.txt",
+    "lock-docs.txt",
+]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
+TRAIN_EXTRAS = sorted(Requirement(PROJECT["optional-dependencies"]["all"][0]).extras - {"registry", "dev"})
 # Lowest accepted versions, whatever the resolver selects (lightning: the first releases after two malicious ones).
 MINIMUM_VERSIONS = {
     "mlflow": "3.17.2",
@@ -79,6 +88,7 @@ def test_a_lock_does_not_fix_the_package_index(lock: str) -> None:
     ("lock", "extras"),
     [
         ("lock.txt", ["train", "cli", "track", "serve", "dev"]),
+        ("lock-train.txt", TRAIN_EXTRAS),
         ("lock-serve.txt", ["cli", "serve", "postgres"]),
         ("lock-registry.txt", ["registry"]),
     ],
@@ -107,7 +117,7 @@ def test_the_extra_all_contains_every_compatible_extra() -> None:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("lock", ["lock-serve.txt", "lock-registry.txt"])
+@pytest.mark.parametrize("lock", ["lock-train.txt", "lock-serve.txt", "lock-registry.txt"])
 def test_the_locks_of_images_have_the_tested_versions(lock: str, python: str) -> None:
     assert read_versions(lock, python).items() <= read_versions("lock.txt", python).items()
 
@@ -127,6 +137,13 @@ def test_the_server_lock_has_no_training_packages() -> None:
     assert not training_packages & set(read_versions("lock-serve.txt", "3.11"))
 
 
+def test_the_lock_of_the_training_image_has_no_tools_of_development() -> None:
+    locked = set(read_versions("lock-train.txt", "3.11"))
+    assert {"torch", "mlflow", "statsforecast", "optuna"} <= locked
+    assert not locked & {"mypy", "ruff", "pytest", "hypothesis", "playwright", "polars", "schemathesis", "pandas-stubs"}
+    assert not locked & set(read_versions("lock-cuda.txt", "3.11"))
+
+
 @pytest.mark.parametrize("lock", LOCKS)
 def test_no_lock_is_below_a_minimum_version(lock: str) -> None:
     for name, version in read_versions(lock, "3.12").items():
@@ -135,16 +152,17 @@ def test_no_lock_is_below_a_minimum_version(lock: str) -> None:
 
 def test_the_build_backend_is_in_the_locks() -> None:
     [backend] = map(Requirement, PYPROJECT["build-system"]["requires"])
-    for lock in ("lock.txt", "lock-serve.txt"):  # the registry installs no package of ours
+    for lock in ("lock.txt", "lock-train.txt", "lock-serve.txt"):  # the registry installs no package of ours
         assert backend.specifier.contains(read_versions(lock, "3.11")[backend.name]), lock
 
 
 def test_cpu_and_gpu_builds_of_torch_have_one_version_and_both_hashes() -> None:
     [(cpu, hashes)] = read_hashes("lock-cpu.txt").items()
-    torch = next(pin for pin in read_hashes("lock.txt") if pin.name == "torch")
-    assert str(cpu.specifier) == f"{torch.specifier}+cpu"
     assert str(cpu.marker) == 'python_version == "3.11"', "the hash is that of one wheel"
-    assert set(hashes) < set(read_hashes("lock.txt")[torch])
+    for lock in ("lock.txt", "lock-train.txt"):
+        torch = next(pin for pin in read_hashes(lock) if pin.name == "torch")
+        assert str(cpu.specifier) == f"{torch.specifier}+cpu"
+        assert set(hashes) < set(read_hashes(lock)[torch])
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -321,6 +339,14 @@ def test_the_images_are_built_with_a_compiler_that_they_do_not_contain() -> None
     compiler = next(index for index, words in enumerate(stages["wheel"]) if "gcc" in words)
     assert compiler < next(index for index, words in enumerate(stages["wheel"]) if "--no-build-isolation" in words)
     assert [name for name, words in stages.items() if any("gcc" in line for line in words)] == ["wheel"]
+
+
+@pytest.mark.parametrize("target", ["serve", "train", "registry"])
+def test_an_image_has_the_packages_of_its_lock(target: str) -> None:
+    installed = [
+        words for words in list_inherited(read_dockerfile_stages(), f"installed-{target}") if words[0] == "RUN"
+    ]
+    assert [words[3] for words in installed if words[2:3] == ["requirements/install.py"]] == [f"lock-{target}.txt"]
 
 
 def test_the_images_pin_their_base_and_the_last_one_starts_the_service() -> None:
