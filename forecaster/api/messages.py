@@ -18,7 +18,9 @@ from forecaster.errors import ForecasterError, HorizonOutOfRange, InputError, re
 from forecaster.series import Forecast, Panel
 from forecaster.spec import MAX_STEPS
 
-_COLUMN_ARGUMENTS = {"columns": "`id_col`, `time_col`, `target_col`"}
+_COLUMN_ARGUMENTS = {
+    "columns": "`id_col`, `time_col`, `target_col` of `Forecaster`, `Forecaster.pretrained` or `Forecaster.load`"
+}
 _VARYING_TEXT = re.compile(r"'[^']*'|-?\d[\d.,e+-]*")
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -309,12 +309,12 @@ INVALID_CALLS: dict[str, tuple[Callable[[Forecaster, pd.DataFrame], Any], type[F
     "other columns": (
         lambda model, df: model.predict(df.rename(columns={"unique_id": "id", "y": "sales"})[["id", "sales"]]),
         MissingColumn,
-        "`id_col`, `time_col`, `target_col`",
+        "`target_col` of `Forecaster`, `Forecaster.pretrained` or `Forecaster.load`",
     ),
     "several series without ids": (
         lambda model, df: model.predict(df.drop(columns="unique_id")),
         MissingColumn,
-        "`id_col`, `time_col`, `target_col`",
+        "`target_col` of `Forecaster`, `Forecaster.pretrained` or `Forecaster.load`",
     ),
     "a list": (lambda model, _: model.predict([1, 2, 3]), InputError, "found builtins.list"),
     "a Series without dates": (lambda model, df: model.predict(df["y"]), InputError, "DatetimeIndex"),
