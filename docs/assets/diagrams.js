@@ -7,7 +7,9 @@
   }
 
   async function draw(blocks) {
-    mermaid.initialize({ startOnLoad: false, securityLevel: "strict", theme: isDark() ? "dark" : "neutral" });
+    // The groups of Mermaid's dark theme are lighter than the page; these are the colours of its code blocks.
+    const dark = { theme: "dark", themeVariables: { clusterBkg: "#272a35", clusterBorder: "#5c6070", edgeLabelBackground: "#272a35" } };
+    mermaid.initialize({ startOnLoad: false, securityLevel: "strict", ...(isDark() ? dark : { theme: "neutral", themeVariables: {} }) });
     for (const [index, block] of blocks.entries()) {
       const { svg } = await mermaid.render(`diagram-${index}`, block.source);
       block.figure.innerHTML = svg;
