@@ -13,5 +13,6 @@ from forecaster.client.async_client import AsyncClient
 from forecaster.client.batches import FrameForecast, ServiceOutcomes
 from forecaster.client.client import Client
 from forecaster.client.transport import RetryPolicy
+from forecaster.data.frames.rows import ColumnNames
 
-__all__ = ["AsyncClient", "Client", "FrameForecast", "RetryPolicy", "ServiceOutcomes"]
+__all__ = ["AsyncClient", "Client", "ColumnNames", "FrameForecast", "RetryPolicy", "ServiceOutcomes"]

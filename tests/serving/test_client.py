@@ -21,7 +21,7 @@ import pytest
 import uvicorn
 
 from forecaster.bundle import artifact
-from forecaster.client import AsyncClient, Client, RetryPolicy
+from forecaster.client import AsyncClient, Client, ColumnNames, RetryPolicy
 from forecaster.client.transport import HttpResponse, NoResponse
 from forecaster.data.frames.panel import to_panel
 from forecaster.errors import (
@@ -112,6 +112,15 @@ def test_a_frame_is_forecast(slot_folder: Path, start_server: StartServer) -> No
     assert table["ds"].tolist() == 2 * pd.date_range("2026-01-02 06:00", periods=3, freq="h").tolist()
     np.testing.assert_allclose(table["mean"][:3], make_wave(30)[-1])
     np.testing.assert_allclose(table["0.9"] - table["mean"], 0.9)
+
+
+def test_a_frame_with_other_column_names_is_forecast(slot_folder: Path, start_server: StartServer) -> None:
+    publish_stub(slot_folder)
+    frame = make_frame("a", "b")
+    renamed = frame.rename(columns={"unique_id": "shop", "ds": "hour", "y": "visitors"})
+    with Client(start_server()) as client:
+        table = client.forecast(renamed, 3, columns=ColumnNames("shop", "hour", "visitors"))
+        pd.testing.assert_frame_equal(table, client.forecast(frame, 3))
 
 
 def test_the_async_client_gives_the_same_result(slot_folder: Path, start_server: StartServer) -> None:

@@ -38,9 +38,10 @@ def append_future(
         later = later.assign(**{names.unique_id: rows[names.unique_id].iloc[0]})
     missing = [name for name in (names.unique_id, names.ds, *covariates) if name not in later]
     if missing:
+        advice = "Add them." if set(missing) <= set(covariates) else "Add them, or declare their names (`columns`)."
         raise InputError(
             f"Expected the columns {', '.join([names.unique_id, names.ds, *covariates])} in `X_df`; "
-            f"{', '.join(missing)} not found. Add them.",
+            f"{', '.join(missing)} not found. {advice}",
             where="X_df",
         )
     distinct = rows[names.unique_id].unique()

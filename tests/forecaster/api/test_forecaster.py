@@ -137,6 +137,10 @@ def test_covariates_and_static_features_come_from_the_frame_and_from_the_future(
         forecaster.predict(X_df=pd.concat([rows, future]))
     with pytest.raises(MissingColumn, match="region not found among"):
         forecaster.predict(rows.drop(columns="region"), X_df=future)
+    with pytest.raises(InputError, match=r"ds not found. Add them, or declare their names \(`id_col`, `time_col`"):
+        forecaster.predict(X_df=future.rename(columns={"ds": "month"}))
+    with pytest.raises(InputError, match=r"promotion not found\. Add them\.$"):
+        forecaster.predict(X_df=future.drop(columns="promotion"))
     with pytest.raises(InputError, match=r"for `X_df`; found builtins.dict"):
         forecaster.predict(X_df={})
 
