@@ -7,9 +7,11 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, cast
 
 from forecaster.errors import BundleError, MissingPackage, NoSuchModel, RegistryError
+from forecaster.installation import DISTRIBUTION
 from forecaster.registry.lock import lock_database
 from forecaster.registry.time_limit import STORE_VARIABLES, RemoteClient, limit_time
 from forecaster.storage.addresses import redact_addresses
@@ -37,7 +39,8 @@ _CREATION_LIMIT_S = 300.0  # of the tables of a new database
 
 
 def create_client(uri: str) -> MlflowClient:
-    """Returns a client of one MLflow store whose database is initialised; raises RegistryError.
+    """Returns a client of one MLflow store whose database is initialised; raises RegistryError, or MissingPackage for a database
+    where MLflow is not installed.
 
     Two processes that open a new SQLite database at once would both migrate it, and one would fail: a lock serialises them.
     Each call to a store on another machine has a time limit (`limit_time`).
@@ -51,6 +54,12 @@ def create_client(uri: str) -> MlflowClient:
     where = f"the store '{redact_addresses(uri)}'"
     scheme = uri.partition("://")[0].partition("+")[0]
     is_local = scheme in ("sqlite", "file") or "://" not in uri
+    if (scheme == "sqlite" or scheme in DATABASE_SCHEMES) and find_spec("alembic") is None:
+        raise MissingPackage(
+            f"Expected the package 'mlflow' for {where}; found 'mlflow-skinny' alone, which reads tracking servers only. "
+            f"Install it with: pip install '{DISTRIBUTION}[track]'.",
+            where=where,
+        )
     is_new = scheme in DATABASE_SCHEMES and connect_to_database(uri, where=where) is None
     with (
         lock_database(uri),

@@ -17,7 +17,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from forecaster.errors import BaseMoved, BundleDamaged, NoSuchModel, RegistryError
+from forecaster.errors import BaseMoved, BundleDamaged, MissingPackage, NoSuchModel, RegistryError
+from forecaster.registry import connection
 from forecaster.registry.download import BundleDownload
 from forecaster.registry.registry import CHAMPION, PREVIOUS_CHAMPION, BundleVersion, Registry, create_client
 from tests.slow_servers import dripping_server, silent_server
@@ -397,6 +398,17 @@ def test_an_unreachable_database_fails_immediately(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("no database, but long enough to differ from an empty file" * 20)
     with pytest.raises(RegistryError, match=r"cannot be opened: file is not a database\. Check"):
         Registry(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///{}/mlflow.db", "postgresql+psycopg://me:secret@127.0.0.1:1/mlflow"])
+def test_a_database_needs_more_than_the_client_of_tracking_servers(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "find_spec", lambda name: None)  # the extra `serve` brings mlflow-skinny
+    with pytest.raises(MissingPackage, match=r"'mlflow' for the store.*recurrent-forecaster\[track\]") as caught:
+        create_client(uri.format(tmp_path))
+    assert "secret" not in caught.value.message
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_an_unreachable_server_fails_within_seconds() -> None:
