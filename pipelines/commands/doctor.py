@@ -248,7 +248,7 @@ def _connect_to_database(url: str) -> str | None:
 
 
 def _check_sqlite_store(name: str, path: Path) -> Diagnostic:
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:  # SQLite opens a new database as an empty file
         return Diagnostic(name, "ok", f"{path}: none yet; the first training creates it")
     with closing(_open_read_only(path)) as database:
         [revision] = database.execute("SELECT version_num FROM alembic_version").fetchone()

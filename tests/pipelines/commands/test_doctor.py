@@ -59,6 +59,13 @@ def test_an_empty_root_is_healthy_and_stays_empty(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "root").exists()
 
 
+def test_an_empty_database_counts_as_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mlflow.db").touch()
+    status, message = run_doctor(tmp_path, capsys)["store"]
+    assert status == "ok"
+    assert "none yet" in message
+
+
 def test_a_root_in_use_is_described(migrated_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(migrated_root / "mlflow.db", tmp_path)
     fill_slot(tmp_path)
