@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import signal
 import site
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -32,7 +32,7 @@ def serve(settings: Settings) -> int:
 
     Must be called in the main thread. The follower is restarted whenever it exits; the server runs on without it.
     """
-    with tempfile.TemporaryDirectory(prefix="forecaster-serving-") as home, _stop_event_on_signals() as stop:
+    with tempfile.TemporaryDirectory(prefix="forecaster-serving-") as home, stop_request_on_signals() as stop:
         server = _start_process(_server_command(settings), _server_environment(settings, Path(home)), Path(home))
         follower = _start_follower(settings)
         exited_at: float | None = None
@@ -115,20 +115,43 @@ def _server_environment(settings: Settings, bentoml_home: Path) -> dict[str, str
     return {**os.environ, **overrides}
 
 
+class _StopRequest:
+    """Whether a signal asked the process to stop.
+
+    The handler may interrupt the main thread anywhere, also another call of itself. So it takes no lock: `threading.Event.set`
+    has one, and blocked for ever where two signals came at once. It writes to a pipe, which is never read.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+
+    def on_signal(self, _: int, __: FrameType | None) -> None:
+        with suppress(BlockingIOError):  # the pipe is full
+            os.write(self._writer, b"x")
+
+    def wait(self, timeout_s: float) -> bool:
+        return bool(select.select([self._reader], [], [], timeout_s)[0])
+
+    def is_set(self) -> bool:
+        return self.wait(0.0)
+
+    def close(self) -> None:
+        os.close(self._reader)
+        os.close(self._writer)
+
+
 @contextmanager
-def _stop_event_on_signals() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM and SIGINT set; restores the previous signal handlers."""
-    stop = threading.Event()
-
-    def on_signal(_: int, __: FrameType | None) -> None:
-        stop.set()
-
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+def stop_request_on_signals() -> Iterator[_StopRequest]:
+    """Yields a request that SIGTERM and SIGINT set; restores the previous signal handlers."""
+    stop = _StopRequest()
+    previous = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        stop.close()
 
 
 def _stop_processes(processes: list[subprocess.Popen[bytes]], *, grace_s: float) -> None:
