@@ -158,7 +158,7 @@ def run(*, root_options: RootOptions = _ROOT_OPTIONS) -> None:
         os.environ["MLFLOW_TRACKING_URI"] = root_options.tracking_uri  # the jobs inherit it
     scheduler = Scheduler(root)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: scheduler.stop_event.set())
+        signal.signal(number, lambda *_: scheduler.stop_request.set())
     names = ", ".join(job.name for job in scheduler.store.load_jobs()) or "nothing yet"
     print(f"forecaster: scheduler of {root.path}: {names}", file=sys.stderr, flush=True)
     scheduler.run_until_stopped()

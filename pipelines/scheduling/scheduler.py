@@ -6,11 +6,11 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO
 
 from forecaster.errors import ForecasterError
@@ -43,6 +43,32 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+class StopRequest:
+    """Whether the scheduler was asked to stop, by a thread or by a handler of signals.
+
+    A handler runs in the main thread and may interrupt it anywhere, also in another handler or while it waits. The lock of
+    `threading.Event` would then block for ever; `SimpleQueue.put` may interrupt itself and `get`.
+    """
+
+    def __init__(self) -> None:
+        self._requests: SimpleQueue[None] = SimpleQueue()
+
+    def set(self) -> None:
+        """Asks the scheduler to stop."""
+        self._requests.put(None)
+
+    def is_set(self) -> bool:
+        """Whether it was asked to."""
+        return not self._requests.empty()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until it is asked to, or for a time; returns whether it was."""
+        with suppress(Empty):
+            self._requests.get(timeout=timeout_s)
+            self._requests.put(None)
+        return self.is_set()
+
+
 class Scheduler:
     """Checks every second for due jobs, and runs them one after the other.
 
@@ -52,20 +78,20 @@ class Scheduler:
     """
 
     def __init__(self, root: Root, *, command: Sequence[str] = CLI_COMMAND, now: Callable[[], datetime] = _now) -> None:
-        self.stop_event = threading.Event()
+        self.stop_request = StopRequest()
         self.store = JobStore(root.schedule)
         self._root = root
         self._command = command
         self._now = now
 
     def run_until_stopped(self) -> None:
-        """Runs until `stop_event` is set; the current run is then terminated, and is repeated at the next start.
+        """Runs until `stop_request` is set; the current run is then terminated, and is repeated at the next start.
 
         Raises SchedulerRuns.
         """
         with self._hold_scheduler_lock():
             self.requeue_interrupted()
-            while not self.stop_event.is_set():
+            while not self.stop_request.is_set():
                 self._poll()
                 try:
                     is_idle = not self.run_next()
@@ -73,7 +99,7 @@ class Scheduler:
                     _log.exception("A job could not be run.")
                     is_idle = True
                 if is_idle:
-                    self.stop_event.wait(_POLL_INTERVAL_S)
+                    self.stop_request.wait(_POLL_INTERVAL_S)
 
     def requeue_interrupted(self) -> None:
         """Marks the runs that a kill interrupted as not running; `run_next` repeats them."""
@@ -183,7 +209,7 @@ class Scheduler:
                 code = self._wait_for_process(process)
                 fail_point("schedule.ran")
         outcome = OUTCOMES_BY_EXIT_CODE.get(code, "failed" if code > 0 else f"killed by signal {-code}")
-        if self.stop_event.is_set() and code not in OUTCOMES_BY_EXIT_CODE:
+        if self.stop_request.is_set() and code not in OUTCOMES_BY_EXIT_CODE:
             outcome = "interrupted"
         last_line = _read_last_line(log, offset)
         return JobRun(
@@ -191,7 +217,7 @@ class Scheduler:
         )
 
     def _wait_for_process(self, process: subprocess.Popen[bytes]) -> int:
-        while not self.stop_event.is_set():
+        while not self.stop_request.is_set():
             try:
                 return process.wait(_POLL_INTERVAL_S)
             except subprocess.TimeoutExpired:

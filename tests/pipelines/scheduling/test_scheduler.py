@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -277,7 +278,7 @@ def test_a_run_that_outlives_its_scheduler_is_not_duplicated(scheduler_harness: 
     assert restarted.run_next()
     assert len(scheduler_harness.read_calls()) == 1
     assert "outlived" in (scheduler_harness.store.load_state("night").refusal or "")
-    first.stop_event.set()
+    first.stop_request.set()
     thread.join()
     last = scheduler_harness.store.load_state("night").last
     assert last is not None
@@ -300,7 +301,7 @@ def test_only_one_scheduler_runs_per_root(scheduler_harness: SchedulerHarness) -
         with pytest.raises(SchedulerRuns, match=f"process {os.getpid()}"):
             scheduler_harness.restart_scheduler().run_until_stopped()
     finally:
-        scheduler_harness.scheduler.stop_event.set()
+        scheduler_harness.scheduler.stop_request.set()
         thread.join()
 
 
@@ -437,3 +438,35 @@ def test_a_damaged_job_file_is_named_in_the_error(data_files: Path) -> None:
     (store.folder / "jobs" / "small.json").write_text("{")
     with pytest.raises(InputError, match=r"small\.json"):
         list(store.load_jobs())
+
+
+# A signal that interrupts the handler of another one, or the waiting thread, at any point. A process of its own, as it may block.
+MANY_SIGNALS = """
+import os, signal, threading
+from pipelines.scheduling.scheduler import StopRequest
+
+stop = StopRequest()
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: stop.set())
+
+def send():
+    for _ in range(3000):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+assert not stop.wait(0.0) and not stop.is_set()
+sender = threading.Thread(target=send)
+sender.start()
+while sender.is_alive():
+    stop.wait(0.001)
+assert stop.wait(0.0) and stop.is_set()
+print("stopped")
+"""
+
+
+@pytest.mark.integration
+def test_signals_that_come_at_once_stop_it() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", MANY_SIGNALS], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stdout == "stopped\n"
