@@ -6,11 +6,14 @@ no keys: who starts it may use it. `mcp` (extra `mcp`) is imported by `build_ser
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
@@ -27,6 +30,7 @@ from serving.forecasting.endpoint import ComputeJob, Endpoint
 from serving.forecasting.forecast import FORECAST
 from serving.forecasting.outcomes import require_model
 from serving.formats.forecast_formats import JSON
+from serving.formats.limits import validate_json_size
 from serving.routes.explain import EXPLAIN
 from serving.routes.model import describe_model
 from serving.settings import Settings, describe_errors
@@ -44,13 +48,19 @@ INSTRUCTIONS = (
     "history the model needs. Errors say what was expected, what was found, where, and what to do."
 )
 
+_INTERRUPTED = 130  # the exit code of the command line after Ctrl-C
+
 
 class ForecastTools:
-    """The tools: each returns the fields of the response of a route, or raises ApiError."""
+    """The tools: each returns the fields of the response of a route, or raises ApiError.
+
+    Calls may come from several threads; `Settings.rollouts` of them compute at the same time, and the others wait.
+    """
 
     def __init__(self, settings: Settings, slot: Slot) -> None:
         self._settings = settings.with_state_key()
         self._slot = slot
+        self._free_rollouts = BoundedSemaphore(settings.rollouts)
 
     def forecast(
         self,
@@ -87,11 +97,18 @@ class ForecastTools:
     def _compute(self, endpoint: Endpoint[Any], fields: Fields) -> Fields:
         model, deadline = self._find_model(), Deadline.after(self._settings.timeout_s)
         try:
-            body = orjson.dumps(fields)
-        except (TypeError, ValueError) as error:  # such as an integer beyond 64 bits
-            raise ApiError("invalid_request", f"Expected JSON; {error}. Correct the arguments.") from error
+            body = json.dumps(fields, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:  # such as NaN, which orjson would write as null
+            raise ApiError("malformed_json", f"Expected JSON; {error}. Correct the arguments.") from error
+        validate_json_size(len(body), self._settings)
         request = endpoint.decode(body, JSON.media_type, self._settings)
-        [outcome] = endpoint.respond([ComputeJob(request, model, deadline.capped(request.deadline_ms), self._settings)])
+        deadline = deadline.capped(request.deadline_ms)
+        if not self._free_rollouts.acquire(timeout=deadline.remaining_s):
+            raise deadline.timeout_error()
+        try:
+            [outcome] = endpoint.respond([ComputeJob(request, model, deadline, self._settings)])
+        finally:
+            self._free_rollouts.release()
         if isinstance(outcome, Exception):
             raise outcome
         response: Fields = orjson.loads(outcome.body)
@@ -128,6 +145,8 @@ def build_server(tools: ForecastTools) -> MCPServer:
 def main() -> int:
     """Serves the model in the slot, or the pretrained network, until standard input ends; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)  # standard output belongs to the protocol
+    # The thread that reads standard input cannot be interrupted: an orderly end would wait for the next line.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
     try:
         settings = Settings.from_environment(os.environ)
         slot = (PretrainedSlot if settings.pretrained else Slot)(settings.slot, reload_s=settings.reload_s)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -16,6 +20,8 @@ import pytest
 from serving.deployment.pretrained import PretrainedSlot
 from serving.deployment.slot import Slot
 from serving.errors import ApiError
+from serving.forecasting.endpoint import ComputeJob, EncodedResponse
+from serving.forecasting.forecast import FORECAST
 from serving.services.mcp_server import ForecastTools, describe_error
 from serving.settings import Settings
 from tests.optional_packages import import_optional
@@ -73,6 +79,9 @@ def test_an_explanation_is_that_of_the_route(tools: ForecastTools, make_client: 
         ({"series": [HISTORY], "horizon": 2**70}, "invalid_request", None),
         ({"series": [HISTORY | {"freq": "nonsense"}], "horizon": 3}, None, "ward 7"),
         ({"series": [{"id": "a"}], "horizon": 3}, "invalid_request", None),
+        ({"series": [HISTORY | {"y": [1.0, float("nan"), 2.0]}], "horizon": 3}, "malformed_json", None),
+        ({"series": [HISTORY | {"y": [1.0, float("inf"), 2.0]}], "horizon": 3}, "malformed_json", None),
+        ({"series": [HISTORY | {"id": "x" * (4 << 20)}], "horizon": 3}, "body_too_large", None),
     ],
 )
 def test_an_error_is_that_of_the_project(
@@ -84,6 +93,31 @@ def test_an_error_is_that_of_the_project(
     line = describe_error(raised.value)
     assert line.startswith(f"{raised.value.code}: {raised.value.message}")
     assert where is None or where in line
+
+
+def test_a_call_that_finds_no_free_rollout_ends_at_its_deadline(slot_folder: Path) -> None:
+    publish_stub(slot_folder, version="1")
+    slot, started, may_end = Slot(slot_folder, load=load_stub), Event(), Event()
+    slot.reload_if_changed()
+    tools = ForecastTools(Settings(slot=slot_folder, timeout_s=0.2), slot)
+    tools.model()
+
+    def block(jobs: Sequence[ComputeJob[Any]]) -> list[EncodedResponse | Exception]:
+        started.set()
+        assert may_end.wait(60)
+        return [EncodedResponse(b"{}") for _ in jobs]
+
+    blocking = FORECAST._replace(compute=block)
+    fields = {"series": [series_payload()], "horizon": 2}
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(tools._compute, blocking, fields)
+        assert started.wait(60)
+        with pytest.raises(ApiError) as raised:
+            tools.forecast(**fields)
+        may_end.set()
+        assert first.result() == {}
+    assert raised.value.code == "deadline_passed"
+    assert len(tools.forecast(**fields)["forecasts"]) == 1
 
 
 def test_a_new_model_in_the_slot_is_used(slot_folder: Path) -> None:
@@ -142,3 +176,32 @@ def test_a_client_of_the_protocol_calls_the_tools(command: list[str], tools: For
     assert json.loads(forecast.content[0].text) == forecast.structured_content
     assert refused.is_error
     assert "horizon_out_of_range: Expected" in refused.content[0].text
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs signals of POSIX")
+def test_an_interrupt_ends_the_server_while_its_input_is_open(tmp_path: Path) -> None:
+    pytest.importorskip("mcp", reason="needs mcp, which the extra `mcp` brings; it is not in the locks")
+    version = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    request = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": version}
+    with subprocess.Popen(
+        [sys.executable, "-m", MODULE],
+        env=make_environment(tmp_path),
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["id"] == 1
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
+        assert process.stderr.read() == ""
