@@ -11,7 +11,16 @@ from forecaster.batch.csv_files import CSV_SUFFIXES
 from forecaster.batch.manifest import BatchManifest
 from forecaster.batch.plan import Shard
 from forecaster.batch.shuffle import Shuffle, keep_ids, read_bucket
-from forecaster.batch.source import PARQUET_SUFFIX, InputColumns, InputSummary, Piece, RowGroup, Source, open_source
+from forecaster.batch.source import (
+    PARQUET_SUFFIX,
+    InputColumns,
+    InputSummary,
+    Piece,
+    RowGroup,
+    Source,
+    concat_rows,
+    open_source,
+)
 from forecaster.data.frames.rows import ColumnNames
 from forecaster.errors import InputError
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
@@ -150,4 +159,4 @@ def _read_pieces(source: Source, shard: Shard, ids: pa.Array) -> pa.Table | None
     ]
     if not sum(table.num_rows for table in tables):
         return None
-    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    return concat_rows(tables, where=source.shown_location)

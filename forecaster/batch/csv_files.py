@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from forecaster.data.frames.columns import MISSING_VALUE_MARKERS
 from forecaster.errors import InputError
 
 CSV_SUFFIXES = (".csv", ".csv.gz")
+_BROKEN_FILE = (OSError, EOFError, zlib.error)  # the last two of compressed ones
 _BLOCK_BYTES = 16 << 20  # bounds the memory of a reader
 
 
@@ -41,7 +43,7 @@ def read_csv_header(content: Any, *, where: str) -> list[str]:
     try:
         line = content.readline().decode("utf-8-sig")
         content.seek(0)
-    except (UnicodeDecodeError, OSError, EOFError) as error:
+    except (UnicodeDecodeError, *_BROKEN_FILE) as error:
         raise _unreadable(where, error) from error
     return next(csv.reader([line]), [])
 
@@ -76,9 +78,10 @@ def iter_csv(content: Any, columns: Sequence[str], numbers: Sequence[str], *, wh
                 strings_can_be_null=True,
             ),
         )
+        yield reader.schema.empty_table()  # a file may have a header only
         for batch in reader:
             yield _clean_numbers(pa.Table.from_batches([batch]), numbers)
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, EOFError) as error:
+    except (pa.ArrowInvalid, pa.ArrowKeyError, *_BROKEN_FILE) as error:
         raise _unreadable(where, error) from error
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
 from forecaster.batch.plan import find_id_ranges
-from forecaster.batch.source import IdValue, Piece, Source
+from forecaster.batch.source import IdValue, Piece, Source, concat_rows
 from forecaster.batch.stores import Store
 from forecaster.shapes import Int
 from forecaster.storage.failpoints import fail_point
@@ -91,7 +91,7 @@ def read_bucket(shuffle: Shuffle, bucket: int, *, ids: pa.Array | None = None) -
                 tables.append(table if ids is None else keep_ids(table, shuffle.source.columns.unique_id, ids))
     if not sum(table.num_rows for table in tables):
         return None
-    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    return concat_rows(tables, where=shuffle.source.shown_location)
 
 
 def keep_ids(table: pa.Table, column: str, ids: pa.Array) -> pa.Table:
@@ -115,10 +115,10 @@ def _iter_slab(shuffle: Shuffle, step: int) -> Iterator[pa.Table]:
         for table in shuffle.source.iter_rows(piece, batch_rows=MAX_FLUSH_ROWS // 8):
             pending.append(table if kept is None else keep_ids(table, name, kept))
             if sum(other.num_rows for other in pending) >= MAX_FLUSH_ROWS:
-                yield pa.concat_tables(pending, promote_options="permissive")
+                yield concat_rows(pending, where=shuffle.source.shown_location)
                 pending = []
     if pending:
-        yield pa.concat_tables(pending, promote_options="permissive")
+        yield concat_rows(pending, where=shuffle.source.shown_location)
 
 
 def _split_by_bucket(table: pa.Table, shuffle: Shuffle) -> Iterator[pa.RecordBatch]:

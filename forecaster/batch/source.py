@@ -104,6 +104,11 @@ class Source:
         """Whether other processes can read the files."""
         return self._store.is_shared
 
+    @property
+    def shown_location(self) -> str:
+        """The location without a password."""
+        return self._store.shown_location
+
     def summarize(self) -> tuple[InputSummary, list[RowGroup]]:
         """Reads the footers of all files.
 
@@ -127,7 +132,7 @@ class Source:
     def read(self, pieces: Sequence[Piece], ids: IdRange = IdRange()) -> pa.Table:  # noqa: B008 (immutable)
         """Returns the rows of some row groups whose ids lie in a range; ids are text."""
         tables = [table for piece in pieces for table in self._iter_piece(piece, ids, batch_rows=None)]
-        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        return concat_rows(tables, where=self.shown_location)
 
     def iter_rows(self, piece: Piece, *, batch_rows: int) -> Iterator[pa.Table]:
         """Yields the rows of a piece in tables of a bounded size, so that a large row group needs little memory."""
@@ -259,6 +264,19 @@ def open_source(location: str, columns: InputColumns, *, suffixes: tuple[str, ..
             where=store.shown_location,
         )
     return Source(location, columns, files)
+
+
+def concat_rows(tables: Sequence[pa.Table], *, where: str) -> pa.Table:
+    """Returns the rows of tables as one; raises NoData without tables, and InputError if their columns have other types."""
+    if not tables:
+        raise NoData(f"Expected rows in {where}; found none. Write the files again, or remove them.", where=where)
+    try:
+        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    except pa.ArrowTypeError as error:
+        raise InputError(
+            f"Expected files with the same types of columns in {where}; {str(error).rstrip('.')}. Write them with one type.",
+            where=where,
+        ) from error
 
 
 def parse_folder_names(name: str) -> dict[str, str]:

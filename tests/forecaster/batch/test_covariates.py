@@ -21,7 +21,7 @@ from forecaster.batch.shard import identify_model
 from forecaster.batch.source import IdValue, Piece, RowGroup
 from forecaster.batch.stores import Store
 from forecaster.bundle.artifact import save_bundle
-from forecaster.errors import DuplicateColumn, InputError, ManifestMismatch, MissingColumn
+from forecaster.errors import DuplicateColumn, InputError, ManifestMismatch, MissingColumn, NoData
 from tests.forecaster.batch.conftest import STEPS, make_rows, read_digests, shuffle_rows, write_files
 from tests.forecaster.prediction.test_covariates import SKY_CATEGORIES, make_model
 
@@ -257,6 +257,44 @@ def test_data_sets_that_cannot_be_used_are_refused_before_any_work(
         with pytest.raises(error, match=message):
             run_batch(changed)
     assert not (tmp_path / "output").exists()
+
+
+def test_broken_and_contradictory_files_are_errors_that_name_them(covariate_job: BatchJob, tmp_path: Path) -> None:
+    write_files(tmp_path / "input", {"a.parquet": HISTORIES})
+    write_csv(tmp_path / "future.csv", FUTURE)
+    packed = bytearray(gzip.compress((tmp_path / "future.csv").read_bytes()))
+    packed[300:360] = bytes(60)
+    (tmp_path / "broken.csv.gz").write_bytes(packed)
+    write_files(tmp_path / "mixed", {"a.parquet": FUTURE.slice(0, 30)})
+    write_csv(tmp_path / "mixed" / "b.csv", FUTURE.slice(30))
+    write_files(tmp_path, {"static.parquet": STATIC})
+    with pq.ParquetWriter(tmp_path / "nothing.parquet", STATIC.schema):
+        pass  # a file without row groups
+    for future, static, shard_rows, error, message in (
+        (
+            "broken.csv.gz",
+            "static.parquet",
+            2 * STEPS,
+            InputError,
+            r"CSV file with commas in UTF-8 at .*broken\.csv\.gz",
+        ),
+        ("mixed", "static.parquet", 2 * STEPS, InputError, "same types of columns in .*mixed; .*ds"),
+        ("mixed", "static.parquet", NUM_SERIES * STEPS, InputError, "same types of columns in .*mixed; .*ds"),
+        ("future.csv", "nothing.parquet", 2 * STEPS, NoData, r"rows in .*; found none"),
+    ):
+        job = replace(
+            covariate_job, future=str(tmp_path / future), static=str(tmp_path / static), shard_rows=shard_rows
+        )
+        with pytest.raises(error, match=message):
+            run_batch(replace(job, output=str(tmp_path / f"{future} {static} {shard_rows}")))
+
+
+def test_a_header_without_rows_has_no_series(covariate_job: BatchJob, tmp_path: Path) -> None:
+    write_files(tmp_path / "input", {"a.parquet": HISTORIES})
+    write_csv(tmp_path / "future.csv", FUTURE)
+    (tmp_path / "static.csv").write_text("unique_id,region\n")
+    report = run_batch(replace(covariate_job, future=str(tmp_path / "future.csv"), static=str(tmp_path / "static.csv")))
+    assert (report.series, report.rejected) == (NUM_SERIES, NUM_SERIES)
 
 
 def group(number: int, lowest: IdValue | None, highest: IdValue | None, *, rows: int = 10) -> RowGroup:
