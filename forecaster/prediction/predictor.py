@@ -280,12 +280,6 @@ class Predictor:
         """Returns the scale of a history, the unit of errors in calibration; see `IntervalUnits`."""
         return self._units.compute_scale(history, history_summary)
 
-    def compute_interval_scale(
-        self, history: Float64[np.ndarray, "_"], history_summary: HistorySummary | None = None
-    ) -> float:
-        """Returns the scale of a history, or the minimum of one that never changes; see `IntervalUnits`."""
-        return self._units.compute_interval_scale(history, history_summary)
-
     def compute_interval_scales(
         self,
         histories: Sequence[Float64[np.ndarray, "_"]],
@@ -293,14 +287,6 @@ class Predictor:
     ) -> Float64[np.ndarray, "history"]:
         """Returns the units of the quantile offsets of histories; see `IntervalUnits`."""
         return self._units.compute_interval_scales(histories, summaries)
-
-    def measure_head_changes(
-        self,
-        histories: Sequence[Float64[np.ndarray, "_"]],
-        summaries: Sequence[HistorySummary | None] | None = None,
-    ) -> Float64[np.ndarray, "history change"] | None:
-        """Returns what the difficulty of a recalibrated head depends on; see `IntervalUnits`."""
-        return self._units.measure_head_changes(histories, summaries)
 
     def _forecast(
         self,
