@@ -226,14 +226,12 @@ def _resume_study(study: Study, root: Root, *, name: str, n_trials: int) -> None
     mark_runs_killed(
         [run_id for run_id in stale_run_ids if run_id is not None], root=root.path, tracking_uri=root.tracking_uri
     )
-    n_kept = sum(trial.outcome is not None for trial in study.get_pending_trials())
-    n_repeated = len(stale_run_ids) - n_kept
+    n_kept = study.count_kept()
+    n_repeated = len(stale_run_ids) - (n_kept - study.count_trained())
     if stale_run_ids or study.get_results():
         repeated = "was interrupted and is repeated" if n_repeated == 1 else "were interrupted and are repeated"
         note = f", {n_repeated} {repeated}" if n_repeated else ""
-        _log.info(
-            "Search %s is resumed: %d of %d trials are done%s.", name, study.count_trained() + n_kept, n_trials, note
-        )
+        _log.info("Search %s is resumed: %d of %d trials are done%s.", name, n_kept, n_trials, note)
 
 
 def _find_unfinished_run(study: Study, root: Root) -> str | None:
@@ -248,6 +246,6 @@ def _explain_interrupt(study: Study, *, n_trials: int) -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(
-            f"{study.count_trained()} of {n_trials} trials are kept; the same command continues after them."
+            f"{study.count_kept()} of {n_trials} trials are kept; the same command continues after them."
         )
         raise

@@ -208,6 +208,10 @@ class Study:
         """Returns the number of finished trials that were trained."""
         return sum(result.state != REFUSED for result in self.get_results())
 
+    def count_kept(self) -> int:
+        """Returns the number of trials that a resumed search does not train again, also those of an unfinished batch."""
+        return self.count_trained() + sum(trial.outcome is not None for trial in self.get_pending_trials())
+
     def compute_importances(self) -> dict[str, float]:
         """Computes the share of each field, including its interactions, in the variance of the trials' values; largest first.
 

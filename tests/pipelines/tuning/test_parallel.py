@@ -173,6 +173,16 @@ def test_fitted_trials_of_a_killed_batch_are_not_fitted_again(
     assert len(fitted) == len(set(fitted)) == 2
 
 
+def test_an_interrupt_counts_the_fitted_trials_of_its_batch(six_meters: DataSource, fresh_root: Root) -> None:
+    def stop_after_one(function: Callable[[Any], Any], steps: Sequence[Any]) -> Iterator[Any]:
+        yield function(steps[0])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        run_parallel(six_meters, fresh_root, trials=2, run_steps=stop_after_one)
+    assert raised.value.__notes__ == ["1 of 2 trials are kept; the same command continues after them."]
+
+
 def test_a_trial_is_pruned_by_the_trials_before_its_batch(
     six_meters: DataSource, fresh_root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
