@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from forecaster.batch.source import IdRange, IdValue, InputSummary, Piece, RowGroup, Source
 from forecaster.errors import InputError
 
-_INTEGER = re.compile("-?[0-9]{1,18}")
+_INTEGER = re.compile("-?[0-9]{1,20}")  # up to 64 bits
 MAX_OVERLAP = 2  # a shard may read this many times its rows: of sorted rows it shares a row group with its neighbour
 
 Layout = Literal["auto", "files", "shuffle"]
@@ -176,7 +176,8 @@ def find_id_ranges(texts: Sequence[str], thresholds: Sequence[IdValue | None]) -
     bounds = [_key(threshold) for threshold in thresholds if threshold is not None]
     if not any(isinstance(threshold, int) for threshold in thresholds):
         return [bisect_left(bounds, text.encode()) for text in texts]
-    return [bisect_left(bounds, _key(int(text))) if _INTEGER.fullmatch(text) else len(thresholds) for text in texts]
+    keys = [_find_integer_key(text) for text in texts]
+    return [len(thresholds) if key is None else bisect_left(bounds, key) for key in keys]
 
 
 class _IdBounds(NamedTuple):
@@ -213,6 +214,12 @@ def _key(bound: IdValue | None) -> bytes:
     """Returns bytes in the order of Parquet: text as UTF-8, integers of up to 64 bits with the highest byte first."""
     assert bound is not None
     return bound.encode() if isinstance(bound, str) else (bound + (1 << 63)).to_bytes(9, "big")
+
+
+def _find_integer_key(text: str) -> bytes | None:
+    """Returns the key of an integer in text; None if it is none of up to 64 bits, with a sign or without."""
+    number = int(text) if _INTEGER.fullmatch(text) else None
+    return _key(number) if number is not None and -(1 << 63) <= number < 1 << 64 else None
 
 
 def _merge_groups(groups: Sequence[RowGroup]) -> Iterator[Piece]:

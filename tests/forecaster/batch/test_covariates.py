@@ -317,4 +317,6 @@ def test_a_shard_reads_the_row_groups_of_the_future_that_may_have_its_ids() -> N
 
 def test_ids_find_their_range_as_numbers_or_as_bytes() -> None:
     assert find_id_ranges(["7", "10", "100", "x", "-3"], [9, 99]) == [0, 1, 2, 2, 0]
+    large = [str(-(1 << 63)), "1234567890123456789", str((1 << 64) - 1), str(1 << 64), str(-(1 << 63) - 1)]
+    assert find_id_ranges(large, [0, 2 * 10**18, None]) == [0, 1, 2, 3, 3]
     assert find_id_ranges(["7", "10", "9", "Z", "é"], ["10", "9", None]) == [1, 0, 1, 2, 2]
