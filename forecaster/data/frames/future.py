@@ -58,8 +58,13 @@ def append_future(
         later[names.ds]
     ):
         codes, _ = pd.factorize(later[names.unique_id])
+        has_offset = isinstance(rows[names.ds].dtype, pd.DatetimeTZDtype)  # else both get the zone together, later
         timestamps = parse_timestamp_column(
-            later[names.ds], column=names.ds, freq=None, zone=zone, series_codes=codes.astype(np.int64)
+            later[names.ds],
+            column=names.ds,
+            freq=None,
+            zone=zone if has_offset else None,
+            series_codes=codes.astype(np.int64),
         ).timestamps
         later = later.assign(**{names.ds: timestamps})
     absent = [name for name in static if name not in later]
