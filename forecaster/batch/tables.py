@@ -129,7 +129,8 @@ def to_table(data: Any, *, argument: str, id_column: str) -> pa.Table:
     """Converts an Arrow table or a frame; raises InputError, DuplicateColumn or, without ids, MissingColumn."""
     if isinstance(data, pd.DataFrame):
         names = [str(name) for name in data.columns]
-        table = pa.Table.from_arrays([to_arrow_column(data.iloc[:, index]) for index in range(len(names))], names=names)
+        columns = [_convert_column(data.iloc[:, index], argument=argument) for index in range(len(names))]
+        table = pa.Table.from_arrays(columns, names=names)
     elif isinstance(data, pa.RecordBatch):
         table = pa.Table.from_batches([data])
     elif isinstance(data, pa.Table) or hasattr(data, "__arrow_c_stream__"):
@@ -153,6 +154,17 @@ def to_table(data: Any, *, argument: str, id_column: str) -> pa.Table:
             where=id_column,
         )
     return table
+
+
+def _convert_column(values: pd.Series, *, argument: str) -> pa.Array | pa.ChunkedArray:
+    """Converts a column of a frame; raises InputError if its values have several types."""
+    try:
+        return to_arrow_column(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(
+            f"Expected one type in column {str(values.name)!r} of `{argument}`; {str(error).rstrip('.')}. Convert the values.",
+            where=str(values.name),
+        ) from error
 
 
 def _without_views(table: pa.Table) -> pa.Table:

@@ -154,6 +154,11 @@ def test_covariates_and_static_features_may_be_tables_of_their_own() -> None:
         ({"table": make_frame(1).drop(columns="y")}, MissingColumn, "y not found"),
         ({"table": make_frame(1).drop(columns="unique_id")}, MissingColumn, "the column 'unique_id' in `table`"),
         ({"future": make_frame(1)}, InputError, "no `future`, because this model has no covariates"),
+        (
+            {"static": pd.DataFrame({"unique_id": ["a", 1]})},
+            InputError,
+            "one type in column 'unique_id' of `static`",
+        ),
         ({"static": pd.concat([make_frame(1)[:2]])}, InputError, "one row for each series in `static`; found 2 rows"),
         ({"level": 0.8}, LevelOutOfRange, "in percent"),
         ({"horizon": 0}, HorizonOutOfRange, "at least 1 step"),
