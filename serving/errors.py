@@ -99,3 +99,7 @@ class ApiError(Exception):
     def to_json(self) -> bytes:
         """Returns the JSON body of the response."""
         return orjson.dumps({"error": {"code": self.code, "message": self.message, "where": self.where}})
+
+    def to_line(self) -> str:
+        """Returns the error as one line: its code, its message and its place."""
+        return f"{self.code}: {self.message}" + (f" (where: {self.where})" if self.where else "")

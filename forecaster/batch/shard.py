@@ -120,7 +120,8 @@ def identify_model(bundle: Path, *, version: str | None, freq: str | None, seaso
         return IdentifiedModel(BatchModel(name=manifest.name, version=version, digest=digest), manifest.horizon)
     if freq is None:
         raise FrequencyUnknown(
-            "Expected the frequency of the data for the pretrained network; found none. Declare it (`freq`='D').",
+            "Expected the frequency of the data for the pretrained network; found none. Declare it (`freq`='D'), in "
+            "Python as Forecaster.pretrained('D').",
             where="freq",
         )
     freq = str(normalize_frequency(freq, where="freq"))

@@ -24,7 +24,7 @@ from forecaster.errors import ForecasterError
 from forecaster.installation import require_package
 from serving.deadline import Deadline
 from serving.deployment.pretrained import PretrainedSlot
-from serving.deployment.slot import DeployedModel, Slot
+from serving.deployment.slot import Slot
 from serving.errors import ApiError
 from serving.forecasting.endpoint import ComputeJob, Endpoint
 from serving.forecasting.forecast import FORECAST
@@ -40,22 +40,15 @@ if TYPE_CHECKING:
 
 Fields = dict[str, Any]
 HISTORY = (
-    "`id` (text), `y` (numbers, null where missing, oldest first), `start` (ISO 8601, the time of the first value) and `freq` (a "
-    "pandas alias such as h, D, W-MON or MS); or `ds` (all timestamps) in place of `start` and `freq`"
+    "`id` (text), `y` (numbers, null where missing, oldest first), `start` (ISO 8601, of the first value) and `freq` (a pandas "
+    "alias such as h, D or MS), or `ds` (all timestamps) instead"
 )
-INSTRUCTIONS = (
-    "Forecasts time series by a recurrent network, with calibrated intervals. Call `model` first: it says which frequency and "
-    "history the model needs. Errors say what was expected, what was found, where, and what to do."
-)
-
-_INTERRUPTED = 130  # the exit code of the command line after Ctrl-C
+INSTRUCTIONS = "Forecasts time series, with intervals. `model` says which frequency and history the model needs."
+_INTERRUPTED = 130  # the exit code after Ctrl-C
 
 
 class ForecastTools:
-    """The tools: each returns the fields of the response of a route, or raises ApiError.
-
-    Calls may come from several threads; `Settings.rollouts` of them compute at the same time, and the others wait.
-    """
+    """Returns the fields of a route's response, or raises ApiError. At most `Settings.rollouts` calls compute at once."""
 
     def __init__(self, settings: Settings, slot: Slot) -> None:
         self._settings = settings.with_state_key()
@@ -74,28 +67,21 @@ class ForecastTools:
     def explain(
         self,
         series: Annotated[Fields, Field(description=f"one history, with {HISTORY}")],
-        horizon: Annotated[
-            int | None, Field(description="steps whose mean is explained; the model's by default")
-        ] = None,
-        steps: Annotated[int, Field(description="largest number of steps to explain, the latest ones")] = 64,
-        faithfulness: Annotated[
-            bool, Field(description="also compare with a random order of the values; slower")
-        ] = False,
+        horizon: Annotated[int | None, Field(description="steps of the mean; the model's by default")] = None,
+        steps: Annotated[int, Field(description="number of latest steps to explain")] = 64,
+        faithfulness: Annotated[bool, Field(description="also compare with a random order; slower")] = False,
     ) -> Fields:
         """Explains the mean forecast of one series: the contribution of each past value, and the memory of the network."""
-        fields: Fields = {"series": series, "steps": steps, "faithfulness": faithfulness}
-        return self._compute(EXPLAIN, fields if horizon is None else {**fields, "horizon": horizon})
+        optional = {} if horizon is None else {"horizon": horizon}
+        return self._compute(EXPLAIN, {"series": series, "steps": steps, "faithfulness": faithfulness, **optional})
 
     def model(self) -> Fields:
         """Describes the model in use: frequency, season, smallest history, calibration, scores of its test, and its card."""
-        description: Fields = orjson.loads(orjson.dumps(describe_model(self._find_model())))
+        description: Fields = orjson.loads(orjson.dumps(describe_model(require_model(self._slot.current))))
         return description
 
-    def _find_model(self) -> DeployedModel:
-        return require_model(self._slot.current)
-
     def _compute(self, endpoint: Endpoint[Any], fields: Fields) -> Fields:
-        model, deadline = self._find_model(), Deadline.after(self._settings.timeout_s)
+        model, deadline = require_model(self._slot.current), Deadline.after(self._settings.timeout_s)
         try:
             body = json.dumps(fields, allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError) as error:  # such as NaN, which orjson would write as null
@@ -115,11 +101,6 @@ class ForecastTools:
         return response
 
 
-def describe_error(error: ApiError) -> str:
-    """Returns an error as one line: its code, its message and its place."""
-    return f"{error.code}: {error.message}" + (f" (where: {error.where})" if error.where else "")
-
-
 def build_server(tools: ForecastTools) -> MCPServer:
     """Returns the server of the tools. Raises MissingPackage if `mcp` is not installed."""
     require_package("mcp", purpose="a server of the Model Context Protocol")
@@ -132,7 +113,7 @@ def build_server(tools: ForecastTools) -> MCPServer:
             try:
                 return tool(*arguments, **options)
             except ApiError as error:
-                raise ToolError(describe_error(error)) from error
+                raise ToolError(error.to_line()) from error
 
         return call
 
@@ -145,8 +126,7 @@ def build_server(tools: ForecastTools) -> MCPServer:
 def main() -> int:
     """Serves the model in the slot, or the pretrained network, until standard input ends; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)  # standard output belongs to the protocol
-    # The thread that reads standard input cannot be interrupted: an orderly end would wait for the next line.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))  # the thread that reads cannot be interrupted
     try:
         settings = Settings.from_environment(os.environ)
         slot = (PretrainedSlot if settings.pretrained else Slot)(settings.slot, reload_s=settings.reload_s)

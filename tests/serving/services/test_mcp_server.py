@@ -22,7 +22,7 @@ from serving.deployment.slot import Slot
 from serving.errors import ApiError
 from serving.forecasting.endpoint import ComputeJob, EncodedResponse
 from serving.forecasting.forecast import FORECAST
-from serving.services.mcp_server import ForecastTools, describe_error
+from serving.services.mcp_server import ForecastTools
 from serving.settings import Settings
 from tests.optional_packages import import_optional
 from tests.serving.conftest import MakeClient, load_stub, publish_stub, series_payload
@@ -90,7 +90,7 @@ def test_an_error_is_that_of_the_project(
     with pytest.raises(ApiError) as raised:
         tools.forecast(**arguments)
     assert code in (raised.value.code, None)
-    line = describe_error(raised.value)
+    line = raised.value.to_line()
     assert line.startswith(f"{raised.value.code}: {raised.value.message}")
     assert where is None or where in line
 
