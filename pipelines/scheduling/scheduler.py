@@ -58,11 +58,11 @@ class StopRequest:
         self._requests.put(None)
 
     def is_set(self) -> bool:
-        """Whether it was asked to."""
+        """Whether there was a request."""
         return not self._requests.empty()
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits until it is asked to, or for a time; returns whether it was."""
+        """Waits for a request, at most for a time; returns whether there is one."""
         with suppress(Empty):
             self._requests.get(timeout=timeout_s)
             self._requests.put(None)

@@ -55,6 +55,13 @@ def test_all_documented_commands_exist() -> None:
     }
 
 
+def list_options(name: str, default: object) -> list[str]:
+    """The options of a parameter: one, or those of a group of options, which may contain groups."""
+    if not is_dataclass(default) or isinstance(default, type):
+        return [name]
+    return [option for field in fields(default) for option in list_options(field.name, getattr(default, field.name))]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_documents_itself_and_its_parameters(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     subcommands = {"data": "check", "key": "new", "schedule": "status"}
@@ -72,9 +79,7 @@ def test_every_command_documents_itself_and_its_parameters(command: str, capsys:
         name
         for parameter in parameters
         if parameter.kind is not inspect.Parameter.VAR_POSITIONAL
-        for name in (
-            [field.name for field in fields(parameter.default)] if is_dataclass(parameter.default) else [parameter.name]
-        )
+        for name in list_options(parameter.name, parameter.default)
     ]
     for name in options:
         assert f"--{name.replace('_', '-')}" in help_text

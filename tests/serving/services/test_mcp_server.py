@@ -181,7 +181,7 @@ def test_a_client_of_the_protocol_calls_the_tools(command: list[str], tools: For
 @pytest.mark.integration
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs signals of POSIX")
 def test_an_interrupt_ends_the_server_while_its_input_is_open(tmp_path: Path) -> None:
-    pytest.importorskip("mcp", reason="needs mcp, which the extra `mcp` brings; it is not in the locks")
+    import_optional("mcp")
     version = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
     request = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": version}
     with subprocess.Popen(
