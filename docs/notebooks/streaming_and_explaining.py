@@ -62,7 +62,7 @@ wait_until_ready()
 # %% [markdown]
 # ## The history once, then one value at a time
 #
-# `return_state` asks for a state: signed text with what a forecast still needs of the history. The next request sends
+# `return_state` requests a state: signed text with what a forecast still needs of the history. The next request sends
 # it with the new values in place of the history. The state belongs to the model; after a promotion the service
 # refuses it with 409, and the client sends the history again.
 

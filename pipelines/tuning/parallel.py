@@ -79,7 +79,7 @@ def run_batch(search: SearchContext, *, run_steps: RunSteps | None) -> None:
 
 
 def _propose_batch(search: SearchContext) -> None:
-    """Asks for the trials that the current batch still lacks."""
+    """Lets the sampler propose the trials that the current batch still lacks."""
     study = search.study
     first, batch = study.count_trained() + 1, len(study.get_pending_trials())
     while batch < study.parallel:
